@@ -1,0 +1,1 @@
+"""The tooling of the house: bases, patch stacks, builds, checks."""

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Where things are, how a step reports, how a command is run.
+
+Layout of the working files, none of which is ever committed:
+
+  build/           of this clone (BUILD=dir moves it): trees, objects, logs
+  $VFIO_DMABUF_CACHE, by default ~/.cache/vfio-dmabuf, shared by all clones:
+                   base repositories, ccache, kernels and QEMUs by their inputs
+
+An artefact of the cache is made under a lock in a temporary directory beside
+its place and renamed when whole: whoever finds it can use it, and a run that
+was killed leaves nothing that a later one would believe.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# git must not see the user's configuration: hooks, signing, diff prefixes and
+# whitespace fixes would all change what compose and export write.
+GIT_ENV = {
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+}
+IDENTITY = ("vfio-dmabuf developers", "vfio-dmabuf@localhost")
+
+
+class Failure(Exception):
+    """An error that the user can act on: its text is the whole message."""
+
+
+def main(run):
+    """Run a script's function; a Failure is one message and status 1."""
+    # A kill must unwind like an interrupt, or children would live on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(run())
+    except Failure as error:
+        sys.stdout.flush()
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        sys.stdout.flush()
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def build_dir():
+    """The clone's build directory; kbuild wants no blank or colon in it."""
+    chosen = Path(os.environ.get("BUILD") or ROOT / "build").absolute()
+    if re.search(r"[\s:]", str(chosen)):
+        real = cache_dir() / "clones" / digest(str(chosen))[:16]
+        real.mkdir(parents=True, exist_ok=True)
+        if not chosen.is_symlink():
+            chosen.symlink_to(real)
+        chosen = real
+    chosen.mkdir(parents=True, exist_ok=True)
+    return chosen
+
+
+def cache_dir():
+    path = os.environ.get("VFIO_DMABUF_CACHE")
+    if not path:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = Path(base) / "vfio-dmabuf"
+    path = Path(path).absolute()
+    if re.search(r"[\s:]", str(path)):
+        raise Failure(f"the cache '{path}' has a blank or a colon in its path, "
+                      "which kernel builds cannot have; set VFIO_DMABUF_CACHE")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def pins():
+    """scripts/pins as a dictionary."""
+    found = {}
+    for line in (ROOT / "scripts" / "pins").read_text().splitlines():
+        if match := re.fullmatch(r"(\w+)='?([^']*)'?", line):
+            found[match[1]] = match[2]
+    return found
+
+
+def digest(*parts):
+    """A hash of texts, bytes and files' contents."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            part = part.read_bytes()
+        elif isinstance(part, str):
+            part = part.encode()
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def lock(path):
+    """Hold the lock file PATH; says so when somebody else has it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"    waiting for another run to finish with {path.stem}",
+                  flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def cached(kind, key):
+    """Yield (place, scratch): scratch is None when place is already there.
+
+    The caller fills the scratch directory; it becomes the place when the block
+    ends without an exception.
+    """
+    place = cache_dir() / kind / key
+    if place.exists():
+        with contextlib.suppress(OSError):
+            os.utime(place)
+        yield place, None
+        return
+    with lock(cache_dir() / "locks" / f"{kind}-{key}.lock"):
+        if place.exists():
+            yield place, None
+            return
+        scratch = place.with_name(f".{key}.tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            yield place, scratch
+            scratch.rename(place)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def git(*args, cwd, input=None, check=True, env=None, binary=False):
+    """Run git without the user's configuration; returns its output."""
+    done = subprocess.run(
+        ["git", *map(str, args)], cwd=cwd, input=input,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
+        env={**os.environ, **GIT_ENV, **(env or {})})
+    if check and done.returncode:
+        text = (done.stderr or done.stdout).decode(errors="replace").strip()
+        raise Failure(f"git {args[0]} in {cwd} failed: {text}")
+    if not check:
+        return done
+    return done.stdout if binary else done.stdout.decode().rstrip("\n")
+
+
+def _die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    os.setpgid(0, 0)
+
+
+def run_logged(argv, log, cwd=None, env=None, progress=None):
+    """Run a long command with its output in LOG; Failure shows what matters.
+
+    PROGRESS(text) turns the log's tail into a few words, printed every ten
+    seconds.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with open(log, "ab") as out:
+        out.write(f"+ {' '.join(map(str, argv))}\n".encode())
+        out.flush()
+        with subprocess.Popen(
+                list(map(str, argv)), cwd=cwd, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+                preexec_fn=_die_with_parent) as child:
+            try:
+                while True:
+                    try:
+                        child.wait(timeout=10)
+                        break
+                    except subprocess.TimeoutExpired:
+                        words = progress(log) if progress else ""
+                        print(f"    {time.monotonic() - start:5.0f} s  {words}",
+                              flush=True)
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                raise
+    if child.returncode:
+        raise Failure(f"{argv[0]} failed (status {child.returncode}), "
+                      f"log: {log}\n{telling_lines(log)}")
+
+
+def telling_lines(log, most=12):
+    """The lines of a build log that say what went wrong."""
+    lines = log.read_text(errors="replace").splitlines()
+    errors = [i for i, line in enumerate(lines)
+              if re.search(r"\berror\b:|Error \d|undefined reference|FAILED:"
+                           r"|No space left", line)]
+    picked = lines[-most:]
+    if errors:
+        first = errors[0]
+        picked = lines[first:first + 4] + [
+            lines[i] for i in errors[1:most - 4] if i >= first + 4]
+    return "\n".join(f"  | {line}" for line in picked)
+
+
+class Steps:
+    """Numbered steps with their time, their log and, at the end, a table."""
+
+    def __init__(self, total=None):
+        self.total = total
+        self.count = 0
+
+    @contextlib.contextmanager
+    def step(self, title, log=None):
+        self.count += 1
+        number = f"{self.count}/{self.total}" if self.total else self.count
+        where = f"  (log: {relative(log)})" if log else ""
+        print(f"[{number}] {title}{where}", flush=True)
+        start = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            print(f"    FAILED after {time.monotonic() - start:.0f} s",
+                  flush=True)
+            raise
+        print(f"    done in {time.monotonic() - start:.1f} s", flush=True)
+
+
+def relative(path):
+    try:
+        return Path(path).relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The stack as files and as commits: round trip, refusals, conflicts.
+
+Runs on a small base of its own, in seconds; scripts/check does the round trip
+of the real stack on the real base as well.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from house.common import Failure, git                          # noqa: E402
+from house.stack import (BASE_REF, Stack, compose, export,      # noqa: E402
+                         format_series, load, stack_id)
+
+WHEN = "2026-11-20T12:00:{:02d}+0000"
+
+
+def snapshot(directory):
+    """Every file below DIRECTORY with its content and mode."""
+    return {str(f.relative_to(directory)): (f.read_bytes(),
+                                            f.stat().st_mode & 0o777)
+            for f in sorted(directory.rglob("*"))
+            if f.is_file() and ".git" not in f.parts}
+
+
+class StackTest(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        top = Path(scratch.name)
+        self.base_repo = top / "base"
+        self.base_repo.mkdir()
+        git("init", "-q", cwd=self.base_repo)
+        lines = "".join(f"line {n}\n" for n in range(40))
+        (self.base_repo / "drivers").mkdir()
+        (self.base_repo / "drivers/core.c").write_text(lines)
+        (self.base_repo / "drivers/Makefile").write_text("obj-y := core.o\n")
+        (self.base_repo / ".gitignore").write_text("/*\n")
+        git("add", "-A", "-f", cwd=self.base_repo)
+        self.commit(self.base_repo, "base", 0)
+        self.base = git("rev-parse", "HEAD", cwd=self.base_repo)
+        self.house = top / "house"
+        (self.house / "patches").mkdir(parents=True)
+        self.stack = Stack("linux", self.house, self.house / "patches",
+                           ("patches", "scripts"))
+        self.tree = top / "tree"
+        self.mails = top / "mails"
+        self.clock = 0
+        compose(self.stack, self.base_repo, self.base, self.tree, self.mails)
+
+    def commit(self, tree, subject, second, body="A reason.\n"):
+        git("commit", "-q", "-m", f"{subject}\n\n{body}", cwd=tree, env={
+            "GIT_AUTHOR_NAME": "A U Thor", "GIT_AUTHOR_EMAIL": "a@example.org",
+            "GIT_COMMITTER_NAME": "C", "GIT_COMMITTER_EMAIL": "c@example.org",
+            "GIT_AUTHOR_DATE": WHEN.format(second),
+            "GIT_COMMITTER_DATE": WHEN.format(second)})
+
+    def change(self, subject, files, body="A reason.\n"):
+        """Commit FILES (path -> text or function of the old text)."""
+        for path, text in files.items():
+            file = self.tree / path
+            if callable(text):
+                text = text(file.read_text())
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(text.encode())
+            git("add", "-f", path, cwd=self.tree)
+        self.clock += 1
+        self.commit(self.tree, subject, self.clock, body)
+
+    def two_commits(self):
+        self.change("drivers: Add a", {
+            "drivers/a.c": "int a;\n",
+            "drivers/Makefile": lambda old: old + "obj-y += a.o\n"})
+        self.change("drivers: Change the core", {
+            "drivers/core.c": lambda old: old.replace("line 20", "line twenty")})
+
+    def compose(self):
+        return compose(self.stack, self.base_repo, self.base, self.tree,
+                       self.mails)
+
+    def test_export_then_compose_is_the_identity(self):
+        self.two_commits()
+        script = "#!/bin/sh\necho ä\n--- not a patch\ndiff --git a/x b/x\n"
+        self.change("drivers: Add odd files", {
+            "drivers/odd/no-newline": "one\ntwo",
+            "drivers/odd/empty": "",
+            "drivers/odd/crlf": "a\r\nb\r\n",
+            "drivers/odd/one line": "x\n",
+            "drivers/odd/run.sh": script},
+            "Text with ünicode,\n\n    indented: code\n\nFixes: 012 (\"x\")\n"
+            "Link: <20260101@example.org>\n")
+        (self.tree / "drivers/odd/run.sh").chmod(0o755)
+        git("add", "-u", cwd=self.tree)
+        git("commit", "-q", "--amend", "--no-edit", cwd=self.tree)
+        before = git("rev-parse", "HEAD^{tree}", cwd=self.tree)
+        log = git("log", "--format=%an%ae%ad%B", f"{BASE_REF}..", cwd=self.tree)
+        export(self.stack, self.tree)
+        self.assertEqual((self.house / "drivers/a.c").read_text(), "int a;\n")
+        self.assertTrue(os.access(self.house / "drivers/odd/run.sh", os.X_OK))
+        self.compose()
+        self.assertEqual(git("rev-parse", "HEAD^{tree}", cwd=self.tree), before)
+        self.assertEqual(git("log", "--format=%an%ae%ad%B", f"{BASE_REF}..",
+                             cwd=self.tree), log)
+
+    def test_compose_then_export_is_the_identity(self):
+        self.two_commits()
+        export(self.stack, self.tree)
+        top = self.compose()
+        files = snapshot(self.house)
+        self.assertEqual(export(self.stack, self.tree), [])
+        self.assertEqual(snapshot(self.house), files)
+        self.assertEqual(self.compose(), top, "commit ids are reproducible")
+
+    def test_dropped_and_renamed_commits(self):
+        self.two_commits()
+        self.change("drivers: Change the end", {
+            "drivers/core.c": lambda old: old + "end\n"})
+        export(self.stack, self.tree)
+        series = self.stack.series
+        names = ["drivers-add-a.patch", "drivers-change-the-core.patch",
+                 "drivers-change-the-end.patch"]
+        series.write_text(f"# Files\n{names[0]}  # Not-yet: a\n# Core\n"
+                          f"{names[1]}  # Not-yet: b\n"
+                          f"{names[2]}  # Not-yet: c\n# The end.\n")
+        self.compose()
+        git("reset", "-q", "--hard", f"{BASE_REF}", cwd=self.tree)
+        git("cherry-pick", "stack@{1}", cwd=self.tree)
+        git("commit", "-q", "--amend", "-m", "drivers: Say end\n\nWhy.",
+            cwd=self.tree)
+        export(self.stack, self.tree)
+        self.assertEqual(series.read_text(),
+                         "# Files\n# Core\ndrivers-say-end.patch  "
+                         "# Not-yet: c\n# The end.\n")
+        self.assertFalse((self.house / "drivers/a.c").exists())
+        self.assertFalse((self.stack.patches / names[0]).exists())
+
+    def test_whole_file_of_two_commits_is_refused(self):
+        self.two_commits()
+        self.change("drivers: Grow a", {"drivers/a.c": "int a;\nint b;\n"})
+        before = snapshot(self.house)
+        with self.assertRaises(Failure) as caught:
+            export(self.stack, self.tree)
+        for words in ("drivers/a.c", "drivers: Add a", "drivers: Grow a"):
+            self.assertIn(words, str(caught.exception))
+        self.assertEqual(snapshot(self.house), before, "nothing was written")
+        export(self.stack, self.tree, grows=["drivers/a.c"])
+        self.assertFalse((self.house / "drivers/a.c").exists())
+        self.compose()
+        self.assertEqual(export(self.stack, self.tree), [])
+
+    def test_file_of_the_base_is_no_whole_file(self):
+        git("rm", "-q", "drivers/core.c", cwd=self.tree)
+        self.commit(self.tree, "drivers: Drop the core", 1)
+        self.change("drivers: Add the core", {"drivers/core.c": "new\n"})
+        with self.assertRaisesRegex(Failure, "drivers/core.c"):
+            export(self.stack, self.tree)
+
+    def test_uncommitted_work_is_refused(self):
+        self.two_commits()
+        (self.tree / "drivers/core.c").write_text("half\n")
+        with self.assertRaisesRegex(Failure, "in no commit"):
+            export(self.stack, self.tree)
+        git("checkout", "-q", "--", ".", cwd=self.tree)
+        (self.tree / "drivers/new.c").write_text("forgotten\n")
+        with self.assertRaisesRegex(Failure, "drivers/new.c"):
+            export(self.stack, self.tree)
+
+    def test_fuzz_is_refused_and_named(self):
+        self.two_commits()
+        export(self.stack, self.tree)
+        patch = self.stack.patches / "drivers-change-the-core.patch"
+        patch.write_text(patch.read_text().replace(" line 18", " line 18 x"))
+        with self.assertRaises(Failure) as caught:
+            self.compose()
+        for words in ("drivers-change-the-core.patch", "drivers/core.c",
+                      "hunk at line"):
+            self.assertIn(words, str(caught.exception))
+        # and it can be mended where it stopped
+        file = self.tree / "drivers/core.c"
+        file.write_text(file.read_text().replace("line 20", "line twenty"))
+        git("add", "-A", cwd=self.tree)
+        git("am", "--continue", cwd=self.tree)
+        export(self.stack, self.tree)
+        self.compose()
+
+    def test_bad_files_are_refused(self):
+        self.two_commits()
+        export(self.stack, self.tree)
+        orphan = self.house / "drivers/orphan.c"
+        orphan.write_text("x\n")
+        with self.assertRaisesRegex(Failure, "orphan.c"):
+            load(self.stack)
+        orphan.unlink()
+        (self.house / "drivers/a.c").unlink()
+        with self.assertRaisesRegex(Failure, "drivers/a.c is missing"):
+            stack_id(self.stack, self.base)
+        (self.house / "drivers/a.c").write_text("int a;\n")
+        core = self.stack.patches / "drivers-change-the-core.patch"
+        text = core.read_text()
+        core.write_text(text.replace("---\n\n",
+                                     "---\nWhole-file: drivers/a.c\n\n"))
+        with self.assertRaisesRegex(Failure, "belongs to two patches"):
+            load(self.stack)
+        core.write_text(text.replace("drivers/core.c", "drivers/a.c"))
+        with self.assertRaisesRegex(Failure, "touches the whole file"):
+            load(self.stack)
+        core.write_text(text)
+        self.stack.series.write_text("no-such.patch  # Not-yet: x\n")
+        with self.assertRaisesRegex(Failure, "no-such.patch"):
+            load(self.stack)
+
+    def test_series_applies_without_our_tools(self):
+        self.two_commits()
+        export(self.stack, self.tree)
+        self.compose()
+        mails = format_series(self.stack, self.tree, self.mails / "out",
+                              "A cover\n\nIts text.\n")
+        self.assertIn("Its text.", mails[0].read_text())
+        self.assertIn(f"base-commit: {self.base}",
+                      "".join(m.read_text() for m in mails))
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@y",
+                        "am", "-q", *mails[1:]], cwd=self.base_repo, check=True)
+        self.assertEqual(git("rev-parse", "HEAD^{tree}", cwd=self.base_repo),
+                         git("rev-parse", "HEAD^{tree}", cwd=self.tree))
+
+
+if __name__ == "__main__":
+    unittest.main()
