@@ -45,6 +45,8 @@ class Failure(Exception):
 
 def main(run):
     """Run a script's function; a Failure is one message and status 1."""
+    # Debian's python3 has the modules that scripts of the trees import
+    os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]
     # A kill must unwind like an interrupt, or children would live on.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

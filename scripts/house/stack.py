@@ -35,7 +35,7 @@ class Stack:
     name: str
     root: Path      # where whole files stand
     patches: Path   # series and patch files
-    house: tuple    # first path components that are the house's own
+    tops: tuple     # first path components that whole files may have
 
     @property
     def series(self):
@@ -44,10 +44,9 @@ class Stack:
     def tracked_whole_files(self):
         """All whole files that stand in the house, by path in the tree."""
         found = set()
-        for top in sorted(self.root.iterdir()):
-            if top.name in self.house or not top.is_dir():
-                continue
-            found |= {str(f.relative_to(self.root)) for f in top.rglob("*")
+        for top in self.tops:
+            found |= {str(f.relative_to(self.root))
+                      for f in (self.root / top).rglob("*")
                       if f.is_file() or f.is_symlink()}
         return found
 
@@ -55,10 +54,10 @@ class Stack:
 def stacks(root=ROOT):
     return {
         "linux": Stack("linux", root, root / "patches",
-                       (".git", ".ci", "build", "configs", "patches", "qemu",
-                        "scripts")),
+                       ("Documentation", "arch", "drivers", "include", "lib",
+                        "mm", "samples", "tools")),
         "qemu": Stack("qemu", root / "qemu", root / "qemu" / "patches",
-                      ("patches",)),
+                      ("docs", "hw", "include", "tests")),
     }
 
 
@@ -95,7 +94,7 @@ def write_series(stack, entries, tail):
     for entry in entries:
         lines += entry.above
         lines.append(f"{entry.name}  # {entry.status}")
-    stack.series.write_text("\n".join(lines + tail) + "\n")
+    stack.series.write_text("".join(f"{line}\n" for line in lines + tail))
 
 
 @dataclasses.dataclass
@@ -359,7 +358,9 @@ def export(stack, tree, grows=()):
                                        binary=True)
         modes[stack.root / path] = adds[path][1]
     gone = {stack.patches / name for name in old} - set(files)
-    gone |= {stack.root / p for p in stack.tracked_whole_files()} - set(files)
+    gone |= {stack.root / path for entry in entries for path in
+             read_patch(stack, entry.name).whole} - set(files)
+    gone = {path for path in gone if path.exists()}
     return _write(stack, files, modes, gone, result, tail)
 
 
@@ -437,7 +438,7 @@ def _whole_files(stack, adds, touches, keep, commits, tree):
                           "adds anew; it cannot be a whole file")
         if mode not in ("100644", "100755"):
             raise Failure(f"{path} of {commit[:12]} is no plain file")
-        if path.split("/")[0] in stack.house or "/" not in path:
+        if path.split("/")[0] not in stack.tops or "/" not in path:
             if path in keep:
                 continue
             raise Failure(

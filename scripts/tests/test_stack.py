@@ -48,7 +48,7 @@ class StackTest(unittest.TestCase):
         self.house = top / "house"
         (self.house / "patches").mkdir(parents=True)
         self.stack = Stack("linux", self.house, self.house / "patches",
-                           ("patches", "scripts"))
+                           ("drivers", "lib"))
         self.tree = top / "tree"
         self.mails = top / "mails"
         self.clock = 0

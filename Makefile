@@ -1,0 +1,62 @@
+# The one entry point. `make help` lists the targets; scripts/ has the code.
+#
+# Variables: LINUX=, QEMU= another base (tarball, directory or git tree)
+#            BUILD=         where the trees, objects and logs go (build)
+#            VFIO_DMABUF_CACHE=  downloads and finished builds
+#                                (~/.cache/vfio-dmabuf)
+#            JOBS=          compile jobs (all processors)
+
+MAKEFLAGS += --no-print-directory
+export LINUX QEMU BUILD JOBS VFIO_DMABUF_CACHE
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 14
+
+.PHONY: deps
+deps:
+	@scripts/deps check
+
+.PHONY: demo
+demo: deps ## boot the VM and let a userspace driver work edu-plus in it
+	@scripts/demo
+
+.PHONY: check
+check: deps ## the test command: everything that CI runs, one table at the end
+	@scripts/check $(if $(STEPS),--only $(STEPS))
+
+.PHONY: bisect
+bisect: deps ## each commit x configuration x test, resumable (hours)
+	@scripts/bisect
+
+.PHONY: tree
+tree: deps ## build/linux: base and stack as git commits, to hack on
+	@scripts/compose linux $(if $(FORCE),--force)
+
+.PHONY: export
+export: ## bring build/linux back to patches/ and the whole files [GROWS=path]
+	@scripts/export linux $(if $(GROWS),--grows $(GROWS))
+
+.PHONY: series
+series: deps ## build/series: the mails for the list, with cover letter [V=n]
+	@scripts/series $(if $(V),--version $(V))
+
+.PHONY: qemu-tree
+qemu-tree: deps ## build/qemu: the same for QEMU and edu-plus
+	@scripts/compose qemu $(if $(FORCE),--force)
+
+.PHONY: qemu-export
+qemu-export: ## bring build/qemu back to qemu/
+	@scripts/export qemu $(if $(GROWS),--grows $(GROWS))
+
+.PHONY: shell
+shell: deps ## a prompt in the VM, devices bound to vfio-pci [TREE=build/linux]
+	@scripts/demo --shell $(if $(TREE),--tree $(TREE))
+
+.PHONY: test
+test: deps ## run one test in the VM: TEST="program [args]" [TREE=build/linux]
+	@scripts/demo --run "$(TEST)" $(if $(TREE),--tree $(TREE))
+
+.PHONY: clean
+clean: ## remove this clone's objects and logs, not its trees, not the cache
+	rm -rf build/obj-* build/.obj-* build/src-* build/logs build/check

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Build kernels, selftests and QEMU from the composed stacks.
+
+A finished build is kept in the cache under the hash of all that went into it:
+the commit's tree, the configuration, the compiler. Object directories are of
+this clone; one that a killed run left in doubt is thrown away (ccache makes
+that cheap).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+from .base import base_repo
+from .common import (ROOT, Failure, build_dir, cache_dir, cached, digest, git,
+                     lock, run_logged)
+from .stack import BASE_REF, compose, stack_id, stacks
+
+ARCHES = {  # name -> (ARCH of kbuild, cross compiler, image)
+    "x86_64": ("x86_64", "", "arch/x86/boot/bzImage"),
+    "i386": ("i386", "", "arch/x86/boot/bzImage"),
+    "arm64": ("arm64", "aarch64-linux-gnu-", "arch/arm64/boot/Image"),
+}
+# flavour -> (architecture, fragments of configs/)
+FLAVOURS = {
+    "x86_64": ("x86_64", ("base", "x86_64")),
+    "debug": ("x86_64", ("base", "x86_64", "debug")),
+    "nop2pdma": ("x86_64", ("base", "x86_64", "nop2pdma")),
+    "i386": ("i386", ("base", "i386")),
+    "arm64": ("arm64", ("base", "arm64")),
+}
+QEMU_CONFIGURE = [
+    "--target-list=x86_64-softmmu", "--without-default-features",
+    "--enable-tcg", "--enable-fdt=system", "--disable-install-blobs",
+    "--disable-docs", "--python=/usr/bin/python3"]
+
+
+def jobs():
+    return f"-j{os.environ.get('JOBS') or os.cpu_count()}"
+
+
+def logs_dir():
+    path = build_dir() / "logs"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def fresh_log(name):
+    log = logs_dir() / f"{name}.log"
+    log.unlink(missing_ok=True)
+    return log
+
+
+def source(name):
+    """Compose the stack NAME in a tree of the checks' own.
+
+    Returns (tree, commits): commits[0] is the base, then one per patch. The
+    files are checked out only when somebody builds.
+    """
+    stack = stacks()[name]
+    repo, base, _ = base_repo(name)
+    tree = build_dir() / f"src-{name}"
+    stamp = tree / ".git" / "stack-id"
+    with lock(build_dir() / f".src-{name}.lock"):
+        wanted = stack_id(stack, base)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            if (tree / ".git").exists():
+                stamp.unlink(missing_ok=True)
+                git("am", "--abort", cwd=tree, check=False)
+            # git am needs no more than the files that the stack touches
+            compose(stack, repo, base, tree, build_dir() / f"src-{name}-mails",
+                    checkout=False)
+            stamp.write_text(wanted)
+    commits = [base] + git("rev-list", "--reverse", f"{BASE_REF}..stack",
+                           cwd=tree).split()
+    return tree, commits
+
+
+def check_out(tree, commit):
+    """Have all of COMMIT's files in TREE; unchanged ones keep their times."""
+    if git("config", "core.sparseCheckout", cwd=tree, check=False).returncode == 0:
+        git("sparse-checkout", "disable", cwd=tree)
+    git("checkout", "-q", "--force", "--detach", commit, cwd=tree)
+
+
+def tree_hash(tree, commit):
+    return git("rev-parse", f"{commit}^{{tree}}", cwd=tree)
+
+
+@lru_cache
+def compiler(cross=""):
+    done = subprocess.run([f"{cross}gcc", "--version"], capture_output=True,
+                          check=False)
+    if done.returncode:
+        raise Failure(f"{cross}gcc is missing")
+    return done.stdout.decode().splitlines()[0]
+
+
+def build_env():
+    """ccache that is shared by all clones, and reproducible kernels."""
+    return {
+        "CCACHE_DIR": str(cache_dir() / "ccache"),
+        "CCACHE_BASEDIR": str(build_dir()),
+        "CCACHE_NOHASHDIR": "1",
+        "CCACHE_MAXSIZE": "6G",
+        "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 2026",
+        "KBUILD_BUILD_USER": "vfio-dmabuf",
+        "KBUILD_BUILD_HOST": "localhost",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+class Objects:
+    """An object directory that knows when it cannot be trusted."""
+
+    def __init__(self, name):
+        self.path = build_dir() / f"obj-{name}"
+        self.mark = build_dir() / f".obj-{name}.unfinished"
+
+    def __enter__(self):
+        if self.mark.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.mark.touch()
+        return self.path
+
+    def __exit__(self, kind, *_):
+        # a compiler's error leaves a sound directory, a kill may not
+        if kind is None or issubclass(kind, Failure):
+            self.mark.unlink(missing_ok=True)
+
+
+def count_objects(log):
+    """How far a build is, from its log."""
+    text = log.read_text(errors="replace")
+    if steps := re.findall(r"^\[(\d+/\d+)\]", text, re.M):
+        return f"{steps[-1]} steps"
+    return f"{len(re.findall(r'^  (?:CC|AS|LD|AR|HOSTCC) ', text, re.M))} objects"
+
+
+def kernel_key(tree, commit, flavour):
+    arch, fragments = FLAVOURS[flavour]
+    cross = ARCHES[arch][1]
+    return digest(tree_hash(tree, commit), arch, compiler(cross),
+                  *(ROOT / "configs" / f"{f}.config" for f in fragments),
+                  ROOT / "scripts" / "kconfig")[:24]
+
+
+def kernel(tree, commit, flavour, log):
+    """Build COMMIT's kernel; returns the directory with image and .config."""
+    arch, fragments = FLAVOURS[flavour]
+    kbuild_arch, cross, image = ARCHES[arch]
+    key = kernel_key(tree, commit, flavour)
+    with cached("kernels", key) as (place, new):
+        if new is None:
+            return place
+        check_out(tree, commit)
+        env = build_env() | {"ARCH": kbuild_arch, "CROSS_COMPILE": cross}
+        with Objects(f"linux-{flavour}") as objects:
+            configs = [ROOT / "configs" / f"{f}.config" for f in fragments]
+            run_logged([ROOT / "scripts" / "kconfig", tree, objects, *configs],
+                       log, env=env | {"CC": f"ccache {cross}gcc"})
+            run_logged(["make", "-C", tree, f"O={objects}", jobs(),
+                        f"CC=ccache {cross}gcc", Path(image).name], log,
+                       env=env, progress=count_objects)
+            shutil.copy2(objects / image, new / "kernel")
+            shutil.copy2(objects / ".config", new / "config")
+            shutil.copy2(objects / "System.map", new / "System.map")
+    return place
+
+
+def selftests(tree, commit, log):
+    """Build the VFIO selftests of COMMIT, static; returns their directory."""
+    key = digest(tree_hash(tree, commit), compiler())[:24]
+    with cached("selftests", key) as (place, new):
+        if new is None:
+            return place
+        check_out(tree, commit)
+        env = build_env() | {"ARCH": "x86_64"}
+        with Objects("selftests") as objects:
+            run_logged(["make", "-C", tree, f"O={objects}", jobs(),
+                        "headers_install"], log, env=env)
+            run_logged(
+                ["make", "-C", tree / "tools/testing/selftests", jobs(),
+                 "TARGETS=vfio", f"O={objects}", "CC=ccache gcc",
+                 "EXTRA_CFLAGS=-static -Wno-error=unused-command-line-argument",
+                 f"KHDR_INCLUDES=-isystem {objects}/usr/include",
+                 f"INSTALL_PATH={new}", "FORCE_TARGETS=1", "install"],
+                log, env=env)
+    return place
+
+
+def initramfs(programs):
+    """The VM's first file system with the programs of that directory."""
+    out = build_dir() / "initramfs.cpio"
+    with lock(build_dir() / ".initramfs.lock"):
+        run_logged([ROOT / "scripts" / "initramfs", out, programs / "vfio"],
+                   fresh_log("initramfs"))
+    return out
+
+
+def qemu_key(tree, commit):
+    return digest(tree_hash(tree, commit), compiler(), *QEMU_CONFIGURE)[:24]
+
+
+def qemu(log):
+    """Build QEMU with edu-plus; returns the directory with its binary."""
+    tree, commits = source("qemu")
+    with cached("qemu", qemu_key(tree, commits[-1])) as (place, new):
+        if new is None:
+            return place
+        objects = qemu_objects(tree, commits[-1], log)
+        shutil.copy2(objects / "qemu-system-x86_64", new)
+        shutil.copytree(tree / "pc-bios", new / "share",
+                        ignore=shutil.ignore_patterns("*.bz2", "descriptors"))
+        for blob in (objects / "pc-bios").glob("*.bin"):
+            shutil.copy2(blob, new / "share")
+    return place
+
+
+def qemu_objects(tree, commit, log):
+    """Have QEMU and its qtests built in the object directory."""
+    check_out(tree, commit)
+    with Objects("qemu") as objects:
+        wanted = digest(*QEMU_CONFIGURE)
+        stamp = objects / "configured"
+        if not stamp.exists() or stamp.read_text() != wanted:
+            run_logged([tree / "configure", "--cc=ccache gcc",
+                        *QEMU_CONFIGURE], log, cwd=objects, env=build_env())
+            stamp.write_text(wanted)
+        run_logged(["ninja", jobs(), "qemu-system-x86_64",
+                    "tests/qtest/edu-test", "tests/qtest/edu-plus-test"],
+                   log, cwd=objects, env=build_env(), progress=count_objects)
+    return objects
+
+
+def vm_command(qemu_place, kernel_place, initrd):
+    """The command that boots the VM; the caller adds --log, and a plan."""
+    return [ROOT / "scripts" / "vm", "--qemu", qemu_place / "qemu-system-x86_64",
+            "--kernel", kernel_place / "kernel", "--initrd", initrd]
