@@ -186,7 +186,7 @@ def selftests(tree, commit, log):
             run_logged(
                 ["make", "-C", tree / "tools/testing/selftests", jobs(),
                  "TARGETS=vfio", f"O={objects}", "CC=ccache gcc",
-                 "EXTRA_CFLAGS=-static -Wno-error=unused-command-line-argument",
+                 "EXTRA_CFLAGS=-static",
                  f"KHDR_INCLUDES=-isystem {objects}/usr/include",
                  f"INSTALL_PATH={new}", "FORCE_TARGETS=1", "install"],
                 log, env=env)
@@ -214,10 +214,12 @@ def qemu(log):
             return place
         objects = qemu_objects(tree, commits[-1], log)
         shutil.copy2(objects / "qemu-system-x86_64", new)
-        shutil.copytree(tree / "pc-bios", new / "share",
-                        ignore=shutil.ignore_patterns("*.bz2", "descriptors"))
-        for blob in (objects / "pc-bios").glob("*.bin"):
-            shutil.copy2(blob, new / "share")
+        # firmware: SeaBIOS is Debian's, the rest QEMU's own option ROMs
+        (new / "share").mkdir()
+        roms = [Path("/usr/share/seabios/bios-256k.bin"),
+                *(objects / "pc-bios/optionrom").glob("*.bin")]
+        for rom in roms:
+            shutil.copy2(rom, new / "share")
     return place
 
 
@@ -234,6 +236,8 @@ def qemu_objects(tree, commit, log):
         run_logged(["ninja", jobs(), "qemu-system-x86_64",
                     "tests/qtest/edu-test", "tests/qtest/edu-plus-test"],
                    log, cwd=objects, env=build_env(), progress=count_objects)
+        run_logged(["make", "-C", "pc-bios/optionrom", "all"], log,
+                   cwd=objects)
     return objects
 
 
