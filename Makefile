@@ -26,7 +26,8 @@ check: deps ## the test command: everything that CI runs, one table at the end
 	@scripts/check $(if $(STEPS),--only $(STEPS))
 
 .PHONY: bisect
-bisect: deps ## each commit x configuration x test, resumable (hours)
+bisect: ## each commit x configuration x test, resumable (hours)
+	@scripts/deps bisect
 	@scripts/bisect
 
 .PHONY: tree

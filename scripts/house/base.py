@@ -27,13 +27,16 @@ def base_repo(name):
     """
     other = os.environ.get(name.upper())
     if other:
-        return _other_base(name, Path(other))
+        return _other_base(name, Path(other).absolute())
     pin = pins()
     version = pin[f"{name}_version"]
     with cached("base", f"{name}-{version.replace(':', '.')}.git") as (repo, new):
         if new:
             _import_pinned(name, pin, new)
     text = (repo / "description").read_text().strip()
+    if not text.endswith(f" {version}"):
+        print(f"*** the base is {text}, not the pinned {version}: "
+              "results may differ", flush=True)
     return repo, git("rev-parse", REF, cwd=repo), text
 
 
@@ -48,8 +51,7 @@ def _other_base(name, path):
             return path, git("rev-parse", "HEAD", cwd=path), f"{path} (git HEAD)"
     if path.is_dir():
         _must_be_tree(name, path)
-        stamp = max((f.stat().st_mtime_ns for f in path.iterdir()), default=0)
-        key = f"{name}-dir-{digest(str(path.resolve()), str(stamp))[:16]}.git"
+        key = f"{name}-dir-{_listing(path)[:16]}.git"
     else:
         key = f"{name}-tar-{_sha256(path)[:16]}.git"
     with cached("base", key) as (repo, new):
@@ -62,13 +64,27 @@ def _other_base(name, path):
     return repo, git("rev-parse", REF, cwd=repo), str(path)
 
 
+def _listing(path):
+    """A hash of what find says of every file: name, size, mode, time, link."""
+    done = subprocess.run(
+        ["find", ".", "-name", ".git", "-prune", "-o", "-printf",
+         r"%P %y %m %s %T@ %l\0"], cwd=path, capture_output=True, check=True)
+    return digest(str(path.resolve()),
+                  b"\0".join(sorted(done.stdout.split(b"\0"))))
+
+
 def _import_tarball(name, path, scratch):
     if not tarfile.is_tarfile(path):
         raise Failure(f"{name.upper()}={path} is no tar archive")
+    # Python's tarfile takes a cut archive for a short one; tar does not
+    _run(["tar", "-tf", path], f"{name.upper()}={path} is damaged", quiet=True)
     with tarfile.open(path) as tar:
-        top = tar.next().name.removeprefix("./").split("/")[0]
+        first = tar.next()
+    if not first:
+        raise Failure(f"{name.upper()}={path} is empty")
     with tarfile.open(path, "r|*") as tar:
-        _import(tar, scratch, str(path), inside=top)
+        _import(tar, scratch, str(path),
+                inside=first.name.removeprefix("./").split("/")[0])
     marks = git("ls-tree", "--name-only", REF, cwd=scratch).splitlines()
     for mark in MARKS[name]:
         if mark not in marks:
@@ -88,11 +104,12 @@ def _sha256(path):
     return done.stdout.split()[0].decode().lstrip("\\")
 
 
-def _run(argv, problem, **kwargs):
-    done = subprocess.run(list(map(str, argv)), stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          check=False, **kwargs)
-    text = done.stdout.decode(errors="replace").strip()
+def _run(argv, problem, quiet=False):
+    done = subprocess.run(
+        list(map(str, argv)), stdin=subprocess.DEVNULL, check=False,
+        stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
+        stderr=subprocess.PIPE if quiet else subprocess.STDOUT)
+    text = (done.stderr if quiet else done.stdout).decode(errors="replace").strip()
     if done.returncode:
         raise Failure(f"{problem}: {text[-600:] or 'no message'}")
     return text
@@ -183,18 +200,15 @@ def _import_pinned(name, pin, scratch):
     fetch = _fetch_deb if name == "linux" else _fetch_source
     package, wanted = pin[f"{name}_package"], pin[f"{name}_version"]
     version = wanted
-    file = fetch(package, version, downloads, conf)
-    if not file:
-        version = _candidate(package, name, conf)
+    offered = _offered(package, name, conf)
+    if version not in offered:
+        version = offered[0]
         print(f"\n*** {package} {wanted} is no longer on the mirror:\n"
               f"*** using the newest, {version}, instead; results may differ."
               f"\n*** Update scripts/pins when they have been looked at.\n",
               flush=True)
-        file = fetch(package, version, downloads, conf)
-        if not file:
-            raise Failure(f"the mirror has neither {package} {wanted} "
-                          f"nor {version}")
-    elif _sha256(file) != pin[f"{name}_sha256"]:
+    file = fetch(package, version, downloads, conf)
+    if version == wanted and _sha256(file) != pin[f"{name}_sha256"]:
         raise Failure(f"{file.name} does not have the checksum of scripts/pins "
                       "(a broken download? then run it again)")
     source = downloads / "source"
@@ -222,30 +236,35 @@ def _apt(conf, tool, *args, cwd):
 
 
 def _fetch_deb(package, version, where, conf):
-    print(f"    downloading {package} {version}", flush=True)
-    _apt(conf, "apt-get", "download", f"{package}={version}", cwd=where)
-    return next(iter(where.glob("*.deb")), None)
+    return _fetch(package, version, where, conf, ["download"], "*.deb")
 
 
 def _fetch_source(package, version, where, conf):
-    print(f"    downloading the source of {package} {version}", flush=True)
-    done = _apt(conf, "apt-get", "source", "--download-only",
-                f"{package}={version}", cwd=where)
-    if done.returncode:
-        return None
-    return next(iter(where.glob("*.dsc")), None)
+    return _fetch(package, version, where, conf,
+                  ["source", "--download-only"], "*.dsc")
 
 
-def _candidate(package, name, conf):
+def _fetch(package, version, where, conf, verb, pattern):
+    print(f"    downloading {package} {version}", flush=True)
+    done = _apt(conf, "apt-get", *verb, f"{package}={version}", cwd=where)
+    file = next(iter(where.glob(pattern)), None)
+    if done.returncode or not file:
+        raise Failure(f"cannot download {package} {version}:\n" +
+                      done.stdout.decode(errors="replace")[-600:].strip())
+    return file
+
+
+def _offered(package, name, conf):
+    """The versions that the mirror lists, the newest first."""
     if name == "linux":
-        done = _apt(conf, "apt-cache", "policy", package, cwd="/")
-        key = "Candidate:"
+        done = _apt(conf, "apt-cache", "madison", package, cwd="/")
+        found = [line.split("|")[1].strip()
+                 for line in done.stdout.decode().splitlines() if "|" in line]
     else:
         done = _apt(conf, "apt-cache", "showsrc", "--only-source", package,
                     cwd="/")
-        key = "Version:"
-    found = [line.split()[1] for line in done.stdout.decode().splitlines()
-             if line.strip().startswith(key)]
-    if not found or found[-1] == "(none)":
+        found = [line.split()[1] for line in done.stdout.decode().splitlines()
+                 if line.startswith("Version:")][::-1]
+    if not found:
         raise Failure(f"the mirror has no package {package}")
-    return found[-1]
+    return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from .base import base_repo
 from .common import (ROOT, Failure, build_dir, cache_dir, cached, digest, git,
                      lock, run_logged)
-from .stack import BASE_REF, compose, stack_id, stacks
+from .stack import BASE_REF, compose, share_objects, stack_id, stacks
 
 ARCHES = {  # name -> (ARCH of kbuild, cross compiler, image)
     "x86_64": ("x86_64", "", "arch/x86/boot/bzImage"),
@@ -71,9 +71,17 @@ def source(name):
                 stamp.unlink(missing_ok=True)
                 git("am", "--abort", cwd=tree, check=False)
             # git am needs no more than the files that the stack touches
-            compose(stack, repo, base, tree, build_dir() / f"src-{name}-mails",
-                    checkout=False)
+            try:
+                compose(stack, repo, base, tree,
+                        build_dir() / f"src-{name}-mails", checkout=False)
+            except Failure as error:
+                git("am", "--abort", cwd=tree, check=False)
+                target = "tree" if name == "linux" else f"{name}-tree"
+                raise Failure(str(error).partition("\ngit am waits")[0] +
+                              f"\nTo mend it: make {target}") from None
             stamp.write_text(wanted)
+        else:
+            share_objects(repo, tree)
     commits = [base] + git("rev-list", "--reverse", f"{BASE_REF}..stack",
                            cwd=tree).split()
     return tree, commits
@@ -81,7 +89,8 @@ def source(name):
 
 def check_out(tree, commit):
     """Have all of COMMIT's files in TREE; unchanged ones keep their times."""
-    if git("config", "core.sparseCheckout", cwd=tree, check=False).returncode == 0:
+    sparse = git("config", "core.sparseCheckout", cwd=tree, check=False)
+    if sparse.stdout.strip() == b"true":
         git("sparse-checkout", "disable", cwd=tree)
     git("checkout", "-q", "--force", "--detach", commit, cwd=tree)
 
@@ -92,10 +101,11 @@ def tree_hash(tree, commit):
 
 @lru_cache
 def compiler(cross=""):
+    if not shutil.which(f"{cross}gcc"):
+        raise Failure(f"{cross}gcc is missing (package gcc-{cross[:-1]})"
+                      if cross else "gcc is missing")
     done = subprocess.run([f"{cross}gcc", "--version"], capture_output=True,
-                          check=False)
-    if done.returncode:
-        raise Failure(f"{cross}gcc is missing")
+                          check=True)
     return done.stdout.decode().splitlines()[0]
 
 
@@ -111,6 +121,11 @@ def build_env():
         "KBUILD_BUILD_HOST": "localhost",
         "LC_ALL": "C.UTF-8",
     }
+
+
+def work(name):
+    """The lock on src-NAME as checked out and on all that is built from it."""
+    return lock(build_dir() / f".work-{name}.lock")
 
 
 class Objects:
@@ -157,9 +172,9 @@ def kernel(tree, commit, flavour, log):
     with cached("kernels", key) as (place, new):
         if new is None:
             return place
-        check_out(tree, commit)
         env = build_env() | {"ARCH": kbuild_arch, "CROSS_COMPILE": cross}
-        with Objects(f"linux-{flavour}") as objects:
+        with work("linux"), Objects(f"linux-{flavour}") as objects:
+            check_out(tree, commit)
             configs = [ROOT / "configs" / f"{f}.config" for f in fragments]
             run_logged([ROOT / "scripts" / "kconfig", tree, objects, *configs],
                        log, env=env | {"CC": f"ccache {cross}gcc"})
@@ -178,9 +193,9 @@ def selftests(tree, commit, log):
     with cached("selftests", key) as (place, new):
         if new is None:
             return place
-        check_out(tree, commit)
         env = build_env() | {"ARCH": "x86_64"}
-        with Objects("selftests") as objects:
+        with work("linux"), Objects("selftests") as objects:
+            check_out(tree, commit)
             run_logged(["make", "-C", tree, f"O={objects}", jobs(),
                         "headers_install"], log, env=env)
             run_logged(
@@ -225,8 +240,8 @@ def qemu(log):
 
 def qemu_objects(tree, commit, log):
     """Have QEMU and its qtests built in the object directory."""
-    check_out(tree, commit)
-    with Objects("qemu") as objects:
+    with work("qemu"), Objects("qemu") as objects:
+        check_out(tree, commit)
         wanted = digest(*QEMU_CONFIGURE)
         stamp = objects / "configured"
         if not stamp.exists() or stamp.read_text() != wanted:

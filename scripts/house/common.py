@@ -33,9 +33,15 @@ GIT_ENV = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_TERMINAL_PROMPT": "0",
+    "GIT_CONFIG_COUNT": "1",    # a base may be another user's tree
+    "GIT_CONFIG_KEY_0": "safe.directory",
+    "GIT_CONFIG_VALUE_0": "*",
     "LC_ALL": "C.UTF-8",
     "TZ": "UTC",
 }
+FOREIGN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "LLVM", "KCFLAGS", "KCPPFLAGS",
+           "CFLAGS", "CPPFLAGS", "LDFLAGS", "ARCH", "CROSS_COMPILE", "CC",
+           "KBUILD_OUTPUT", "KCONFIG_ALLCONFIG", "O", "V")
 IDENTITY = ("vfio-dmabuf developers", "vfio-dmabuf@localhost")
 
 
@@ -47,15 +53,16 @@ def main(run):
     """Run a script's function; a Failure is one message and status 1."""
     # Debian's python3 has the modules that scripts of the trees import
     os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]
+    # What a build depends on is in its key, not in the caller's environment
+    for name in list(os.environ):
+        if name in FOREIGN or name.startswith("GIT_"):
+            del os.environ[name]
+    os.environ.update(GIT_ENV)
     # A kill must unwind like an interrupt, or children would live on.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(run())
-    except Failure as error:
-        sys.stdout.flush()
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
+    except (Failure, OSError) as error:
         sys.stdout.flush()
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(1)
@@ -65,13 +72,18 @@ def main(run):
 
 
 def build_dir():
-    """The clone's build directory; kbuild wants no blank or colon in it."""
+    """The clone's build directory; kbuild wants nothing odd in its path."""
     chosen = Path(os.environ.get("BUILD") or ROOT / "build").absolute()
-    if re.search(r"[\s:]", str(chosen)):
+    if re.search(r"[^\w/.,+@=~-]", str(chosen)):
         real = cache_dir() / "clones" / digest(str(chosen))[:16]
         real.mkdir(parents=True, exist_ok=True)
-        if not chosen.is_symlink():
-            chosen.symlink_to(real)
+        if chosen.is_symlink():
+            chosen.unlink()     # the clone may have moved
+        elif chosen.exists():
+            raise Failure(f"'{chosen}' is in the way: a build directory with a "
+                          "blank or colon in its path has to be a link into "
+                          "the cache")
+        chosen.symlink_to(real)
         chosen = real
     chosen.mkdir(parents=True, exist_ok=True)
     return chosen
@@ -113,10 +125,14 @@ def digest(*parts):
 
 @contextlib.contextmanager
 def lock(path):
-    """Hold the lock file PATH; says so when somebody else has it."""
+    """Hold the lock file PATH; says so when somebody else has it.
+
+    Children inherit it: the next run waits for those of a killed one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -135,8 +151,6 @@ def cached(kind, key):
     """
     place = cache_dir() / kind / key
     if place.exists():
-        with contextlib.suppress(OSError):
-            os.utime(place)
         yield place, None
         return
     with lock(cache_dir() / "locks" / f"{kind}-{key}.lock"):
@@ -158,7 +172,7 @@ def git(*args, cwd, input=None, check=True, env=None, binary=False):
     done = subprocess.run(
         ["git", *map(str, args)], cwd=cwd, input=input,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
-        env={**os.environ, **GIT_ENV, **(env or {})})
+        close_fds=False, env={**os.environ, **GIT_ENV, **(env or {})})
     if check and done.returncode:
         text = (done.stderr or done.stdout).decode(errors="replace").strip()
         raise Failure(f"git {args[0]} in {cwd} failed: {text}")
@@ -167,7 +181,8 @@ def git(*args, cwd, input=None, check=True, env=None, binary=False):
     return done.stdout if binary else done.stdout.decode().rstrip("\n")
 
 
-def _die_with_parent():
+def die_with_parent():
+    """For preexec_fn: a child in a process group of its own, killed with us."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.setpgid(0, 0)
 
@@ -186,8 +201,8 @@ def run_logged(argv, log, cwd=None, env=None, progress=None):
         with subprocess.Popen(
                 list(map(str, argv)), cwd=cwd, stdin=subprocess.DEVNULL,
                 stdout=out, stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                preexec_fn=_die_with_parent) as child:
+                env={**os.environ, **(env or {})}, close_fds=False,
+                preexec_fn=die_with_parent) as child:
             try:
                 while True:
                     try:

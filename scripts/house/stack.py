@@ -15,6 +15,8 @@ import dataclasses
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 from .common import IDENTITY, ROOT, Failure, digest, git
@@ -47,7 +49,8 @@ class Stack:
         for top in self.tops:
             found |= {str(f.relative_to(self.root))
                       for f in (self.root / top).rglob("*")
-                      if f.is_file() or f.is_symlink()}
+                      if (f.is_file() or f.is_symlink()) and not
+                      f.name.endswith((".new", "~", ".swp", ".orig", ".rej"))}
         return found
 
 
@@ -94,7 +97,9 @@ def write_series(stack, entries, tail):
     for entry in entries:
         lines += entry.above
         lines.append(f"{entry.name}  # {entry.status}")
-    stack.series.write_text("".join(f"{line}\n" for line in lines + tail))
+    scratch = stack.series.with_name(".series.new")
+    scratch.write_text("".join(f"{line}\n" for line in lines + tail))
+    scratch.rename(stack.series)
 
 
 @dataclasses.dataclass
@@ -109,6 +114,13 @@ class Patch:
         return f"{self.head}---\n{names}\n{self.diff}"
 
 
+def _decode(data, what):
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Failure(f"{what} is not UTF-8: {error}") from error
+
+
 def split_mail(text, what):
     """Take a mail of git format-patch apart: head, notes, diff sections."""
     head, found, rest = text.partition("\n---\n")
@@ -121,14 +133,19 @@ def split_mail(text, what):
 
 
 def read_patch(stack, name):
-    text = (stack.patches / name).read_text()
+    text = _decode((stack.patches / name).read_bytes(), stack.patches / name)
     head, notes, diff = split_mail(text, stack.patches / name)
     whole = []
     for line in filter(None, notes.splitlines()):
         if not line.startswith(WHOLE):
             raise Failure(f"{stack.patches / name}: '{line}' stands behind the "
                           f"'---' line; only '{WHOLE}path' may")
-        whole.append(line[len(WHOLE):])
+        path = line[len(WHOLE):]
+        parts = Path(path).parts
+        if len(parts) < 2 or parts[0] not in stack.tops or ".." in parts:
+            raise Failure(f"{stack.patches / name}: '{path}' is no place for a "
+                          "whole file")
+        whole.append(path)
     return Patch(head, whole, diff)
 
 
@@ -155,10 +172,7 @@ def new_file_section(stack, path):
            f"index {'0' * 40}..{blob}\n")
     if not data:
         return out
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise Failure(f"whole file {file} is not text: {error}") from error
+    text = _decode(data, f"whole file {file}")
     lines = text.split("\n")
     missing_newline = lines.pop()
     if missing_newline:
@@ -198,10 +212,14 @@ def load(stack):
             if path in owner:
                 raise Failure(f"{entry.name} touches the whole file {path} of "
                               f"{owner[path]}")
-    orphans = stack.tracked_whole_files() - set(owner)
-    if orphans:
-        raise Failure("no patch adds the whole file" +
+    if orphans := stack.tracked_whole_files() - set(owner):
+        raise Failure("no patch adds the whole file (remove it, or add it by a "
+                      "commit of the tree and export)" +
                       "".join(f"\n  {path}" for path in sorted(orphans)))
+    if lost := {file.name for file in stack.patches.glob("*.patch")} - {
+            entry.name for entry in entries}:
+        raise Failure(f"{stack.series} does not name the patch" +
+                      "".join(f"\n  {name}" for name in sorted(lost)))
     return entries, patches
 
 
@@ -232,7 +250,7 @@ def compose(stack, base_repository, base, tree, mails, checkout=True):
     files = []
     for number, (entry, patch) in enumerate(zip(entries, patches), 1):
         file = mails / f"{number:04d}-{entry.name}"
-        file.write_text(whole_mail(stack, patch))
+        file.write_bytes(whole_mail(stack, patch).encode())
         files.append(file)
 
     _prepare_tree(base_repository, base, tree,
@@ -260,11 +278,7 @@ def _prepare_tree(base_repository, base, tree, sparse):
                            ("index.version", 4), ("advice.detachedHead",
                                                   "false")):
             git("config", key, value, cwd=tree)
-        # share the objects: a copy of the base would cost half a gigabyte
-        objects = Path(git("rev-parse", "--git-path", "objects",
-                           cwd=base_repository))
-        (tree / ".git/objects/info/alternates").write_text(
-            f"{(base_repository / objects).resolve()}\n")
+    share_objects(base_repository, tree)
     if git("rev-parse", "-q", "--verify", f"{base}^{{commit}}", cwd=tree,
            check=False).returncode:
         git("fetch", "-q", base_repository, base, cwd=tree)
@@ -275,6 +289,22 @@ def _prepare_tree(base_repository, base, tree, sparse):
         file.parent.mkdir(exist_ok=True)
         file.write_text("".join(f"/{path}\n" for path in sparse or ["/none"]))
     git("checkout", "-q", "--force", "-B", "stack", base, cwd=tree)
+
+
+def share_objects(base_repository, tree):
+    """Let TREE use the base's objects: a copy would cost half a gigabyte.
+
+    Done at each use, the cache may have moved.
+    """
+    for name in ("objects", "shallow"):
+        path = Path(git("rev-parse", "--git-path", name, cwd=base_repository))
+        path = (base_repository / path).resolve()
+        if name == "objects":
+            (tree / ".git/objects/info/alternates").write_text(f"{path}\n")
+        elif path.exists():
+            shutil.copy(path, tree / ".git/shallow")
+    # git was killed here: the lock on the tree is ours, this one is stale
+    (tree / ".git/index.lock").unlink(missing_ok=True)
 
 
 def _apply(tree, files, entries):
@@ -312,6 +342,8 @@ def _conflict(tree, name, text):
 
 def _slug(subject):
     name = re.sub(r"[^a-z0-9.]+", "-", subject.lower()).strip("-.")
+    if not name or re.match(r"(fixup|squash|amend)!", subject):
+        raise Failure(f"a commit with the subject '{subject}' is no patch")
     return f"{name[:100].strip('-.')}.patch"
 
 
@@ -323,12 +355,16 @@ def export(stack, tree, grows=()):
     """
     commits = _commits(stack, tree)
     entries, tail = read_series(stack)
+    if entries and not commits:
+        raise Failure(f"{tree} has no commit above the base")
     adds, touches = _files_of(commits, tree)
     keep = set(grows) | _growing_now(stack, entries)
     whole = _whole_files(stack, adds, touches, keep, commits, tree)
 
     old = {entry.name: entry for entry in entries}
-    dates = {_date(read_patch(stack, e.name).head): e for e in entries}
+    names = {_slug(subject) for _, subject in commits}
+    dates = {_date(read_patch(stack, e.name).head): e for e in entries
+             if e.name not in names}
     result, written, heirs = [], {}, {}
     for commit, subject in commits:
         name = _slug(subject)
@@ -338,7 +374,7 @@ def export(stack, tree, grows=()):
         patch = _as_patch(tree, commit, mine)
         written[name] = patch.text()
         # a commit with a new subject is known by its author's date
-        entry = old.get(name) or dates.get(_date(patch.head))
+        entry = old.get(name) or dates.pop(_date(patch.head), None)
         status = entry.status if entry else "Unsorted: say where it stands"
         result.append(Entry(name, status, []))
         if entry:
@@ -449,19 +485,38 @@ def _whole_files(stack, adds, touches, keep, commits, tree):
 
 
 def _as_patch(tree, commit, whole):
-    mail = git(*FORMAT, "-1", commit, cwd=tree, binary=True).decode()
-    message = git("log", "-1", "--format=%B", commit, cwd=tree)
-    if bad := re.search(r"^(---|diff -|Index: ).*$", message, re.M):
-        raise Failure(f"commit {commit[:12]}: a mail would end its message at "
-                      f"the line '{bad[0]}'")
+    mail = git(*FORMAT, "-1", commit, cwd=tree, binary=True)
+    text = _decode(mail, f"commit {commit[:12]}")
     # the first line has the commit's id (zeroed) and a fixed date
-    start = re.search(r"^diff --git ", mail, re.M)
-    end = start.start() if start else len(mail)
-    head, diff = mail[mail.index("\n") + 1:end].rstrip("\n") + "\n", mail[end:]
+    start = re.search(r"^diff --git ", text, re.M)
+    if not start:
+        raise Failure(f"commit {commit[:12]} changes nothing")
+    _must_survive_mail(tree, commit, mail)
+    head = text[text.index("\n") + 1:start.start()].rstrip("\n") + "\n"
+    diff = text[start.start():]
+    if re.search(r"^Binary files ", diff, re.M):
+        raise Failure(f"commit {commit[:12]} has a binary file")
     wanted = set(whole)
     rest = [text for path, text in sections(diff) if path not in wanted]
     return Patch(head, whole, "".join(rest).rstrip("\n") + "\n"
                  if rest else "")
+
+
+def _must_survive_mail(tree, commit, mail):
+    """Refuse a message that git am would not read back as it is."""
+    with tempfile.TemporaryDirectory() as scratch:
+        message = Path(scratch) / "message"
+        info = git("mailinfo", "-b", "--no-scissors", message,
+                   Path(scratch) / "patch", cwd=tree, input=mail)
+        fields = dict(line.split(": ", 1) for line in info.splitlines()
+                      if ": " in line)
+        body = message.read_text().strip("\n")
+    wanted = git("log", "-1", "--format=%an%n%ae%n%s%n%b", commit, cwd=tree)
+    got = "\n".join([fields.get("Author", ""), fields.get("Email", ""),
+                     fields.get("Subject", ""), body])
+    if got.strip("\n") != wanted.strip("\n"):
+        raise Failure(f"the message of commit {commit[:12]} does not survive "
+                      "git am; it would become\n" + got)
 
 
 def _date(head):
@@ -485,6 +540,7 @@ def _write(stack, files, modes, gone, result, tail):
         scratch.write_bytes(data)
         scratch.chmod(mode)
         scratch.rename(path)
+    write_series(stack, result, tail)
     for path in sorted(gone):
         changes.append(f"D {path.relative_to(stack.root)}")
         path.unlink()
@@ -492,7 +548,6 @@ def _write(stack, files, modes, gone, result, tail):
         while with_no_files != stack.root and not any(with_no_files.iterdir()):
             with_no_files.rmdir()
             with_no_files = with_no_files.parent
-    write_series(stack, result, tail)
     if stack.series.read_text() != before:
         changes.append(f"M {stack.series.relative_to(stack.root)}")
     return changes

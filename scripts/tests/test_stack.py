@@ -215,6 +215,67 @@ class StackTest(unittest.TestCase):
         with self.assertRaisesRegex(Failure, "no-such.patch"):
             load(self.stack)
 
+    def test_what_git_am_would_change_is_refused(self):
+        for number, (subject, body) in enumerate((
+                ("drivers: Cut", "Why.\n\n---\nlost\n"),
+                ("drivers: Steal", "From: B <b@example.org>\n\nWhy.\n"),
+                ("[PATCH] drivers: Prefix", "Why.\n"),
+                ("fixup! drivers: Core", "Why.\n"),
+                ("ä", "Why.\n"))):
+            self.change(subject, {"drivers/core.c": f"{number}\n"}, body)
+            with self.assertRaises(Failure, msg=subject):
+                export(self.stack, self.tree)
+            git("reset", "-q", "--hard", "HEAD~1", cwd=self.tree)
+        git("commit", "-q", "--allow-empty", "-m", "drivers: Nothing\n\nWhy.",
+            cwd=self.tree)
+        with self.assertRaisesRegex(Failure, "changes nothing"):
+            export(self.stack, self.tree)
+
+    def test_line_ends_and_encodings(self):
+        self.change("drivers: Use CRLF", {
+            "drivers/core.c": lambda old: old.replace("line 7\n", "7\r\n")})
+        wanted = git("rev-parse", "HEAD^{tree}", cwd=self.tree)
+        export(self.stack, self.tree)
+        self.compose()
+        self.assertEqual(git("rev-parse", "HEAD^{tree}", cwd=self.tree), wanted)
+        (self.tree / "drivers/core.c").write_bytes(b"latin \xe4\n")
+        git("add", "-u", cwd=self.tree)
+        self.commit(self.tree, "drivers: Latin", 9)
+        with self.assertRaisesRegex(Failure, "UTF-8"):
+            export(self.stack, self.tree)
+
+    def test_status_does_not_go_to_a_stranger(self):
+        self.two_commits()
+        export(self.stack, self.tree)
+        self.stack.series.write_text(
+            self.stack.series.read_text().replace("Unsorted: say where it stands",
+                                                  "Posted: a link"))
+        self.compose()
+        self.clock = 0      # the date of the first commit again
+        self.change("drivers: Add b", {"drivers/b.c": "int b;\n",
+                                       "drivers/Makefile": "obj-y := b.o\n"})
+        export(self.stack, self.tree)
+        self.assertRegex(self.stack.series.read_text(), r"add-b.* Unsorted")
+
+    def test_a_house_that_does_not_fit_is_refused(self):
+        self.two_commits()
+        export(self.stack, self.tree)
+        (self.stack.patches / "lost.patch").write_text("x")
+        with self.assertRaisesRegex(Failure, "lost.patch"):
+            load(self.stack)
+        (self.stack.patches / "lost.patch").unlink()
+        first = self.stack.patches / "drivers-add-a.patch"
+        text = first.read_text()
+        for path in ("Makefile", "../precious", "drivers/../../x", "other/x"):
+            first.write_text(text.replace("Whole-file: drivers/a.c",
+                                          f"Whole-file: {path}"))
+            with self.assertRaisesRegex(Failure, "no place"):
+                load(self.stack)
+        first.write_text(text)
+        git("reset", "-q", "--hard", BASE_REF, cwd=self.tree)
+        with self.assertRaisesRegex(Failure, "no commit"):
+            export(self.stack, self.tree)
+
     def test_series_applies_without_our_tools(self):
         self.two_commits()
         export(self.stack, self.tree)
