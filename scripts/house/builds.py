@@ -35,7 +35,9 @@ FLAVOURS = {
 QEMU_CONFIGURE = [
     "--target-list=x86_64-softmmu", "--without-default-features",
     "--enable-tcg", "--enable-fdt=system", "--disable-install-blobs",
-    "--disable-docs", "--python=/usr/bin/python3"]
+    "--disable-docs", "--python=/usr/bin/python3",
+    # Debian's source has no firmware, its packages seabios, qemu-system-data do
+    "--firmwarepath=/usr/share/seabios:/usr/share/qemu"]
 
 
 def jobs():
@@ -229,12 +231,6 @@ def qemu(log):
             return place
         objects = qemu_objects(tree, commits[-1], log)
         shutil.copy2(objects / "qemu-system-x86_64", new)
-        # firmware: SeaBIOS is Debian's, the rest QEMU's own option ROMs
-        (new / "share").mkdir()
-        roms = [Path("/usr/share/seabios/bios-256k.bin"),
-                *(objects / "pc-bios/optionrom").glob("*.bin")]
-        for rom in roms:
-            shutil.copy2(rom, new / "share")
     return place
 
 
@@ -251,8 +247,12 @@ def qemu_objects(tree, commit, log):
         run_logged(["ninja", jobs(), "qemu-system-x86_64",
                     "tests/qtest/edu-test", "tests/qtest/edu-plus-test"],
                    log, cwd=objects, env=build_env(), progress=count_objects)
-        run_logged(["make", "-C", "pc-bios/optionrom", "all"], log,
-                   cwd=objects)
+        # run from here, QEMU looks for its firmware below qemu-bundle
+        for name in ("seabios", "qemu"):
+            link = objects / "qemu-bundle/usr/share" / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"/usr/share/{name}")
     return objects
 
 

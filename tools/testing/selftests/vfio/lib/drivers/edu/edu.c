@@ -45,8 +45,8 @@
  * emulating CPU that does the copying, and the emulated CPU that fills and
  * compares the buffers, so leave it at what these do in a few seconds.
  */
-#define EDU_PLUS_MAX_MEMCPY_SIZE	SZ_4M
-#define EDU_PLUS_MAX_MEMCPY_COUNT	256
+#define EDU_PLUS_MAX_MEMCPY_SIZE	SZ_2M
+#define EDU_PLUS_MAX_MEMCPY_COUNT	64
 
 /* The copy that memcpy_start() began and that memcpy_wait() has to finish. */
 struct edu_state {

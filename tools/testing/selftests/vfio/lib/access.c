@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <linux/errno.h>
+#include <linux/io.h>
+#include <linux/kernel.h>
+#include <linux/sizes.h>
+
+#include <libvfio.h>
+
+/* Where a fault of this thread shall end, if it is in the middle of a try. */
+static __thread void *fault_env;
+static __thread const void *fault_addr;
+
+static void fault_handler(int sig, siginfo_t *info, void *ucontext)
+{
+	bool hit = info->si_addr >= fault_addr && info->si_addr < fault_addr + sizeof(u32);
+
+	/* A dead BAR is no hardware error, and nothing else may be dead. */
+	if (fault_env && hit && (sig == SIGSEGV || info->si_code == BUS_ADRERR))
+		siglongjmp(*(sigjmp_buf *)fault_env, sig);
+
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
+static void fault_handler_install(void)
+{
+	struct sigaction action = {
+		.sa_sigaction = fault_handler,
+		.sa_flags = SA_SIGINFO,
+	};
+
+	VFIO_ASSERT_EQ(sigaction(SIGBUS, &action, NULL), 0);
+	VFIO_ASSERT_EQ(sigaction(SIGSEGV, &action, NULL), 0);
+}
+
+static int mmio_try32(void *addr, u32 *value, bool write)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	sigjmp_buf env;
+	int sig;
+
+	pthread_once(&once, fault_handler_install);
+
+	sig = sigsetjmp(env, 1);
+	if (!sig) {
+		fault_addr = addr;
+		fault_env = &env;
+
+		if (write)
+			writel(*value, addr);
+		else
+			*value = readl(addr);
+	}
+
+	fault_env = NULL;
+
+	switch (sig) {
+	case 0:
+		return 0;
+	case SIGSEGV:
+		return -EACCES;
+	default:
+		return -EFAULT;
+	}
+}
+
+int __mmio_read32(const void *addr, u32 *value)
+{
+	return mmio_try32((void *)addr, value, false);
+}
+
+int __mmio_write32(void *addr, u32 value)
+{
+	return mmio_try32(addr, &value, true);
+}
+
+static bool vma_info_parse(const char *line, struct vma_info *info)
+{
+	int name = 0;
+
+	if (sscanf(line, "%lx-%lx %4s %lx %*x:%*x %*u %n", &info->start, &info->end,
+		   info->perms, &info->offset, &name) != 4)
+		return false;
+
+	/* Cut off a name that is longer than anybody asks for. */
+	snprintf(info->name, sizeof(info->name), "%s", line + name);
+	info->name[strcspn(info->name, "\n")] = '\0';
+	return true;
+}
+
+static bool vma_info_contains(struct vma_info *info, const void *vaddr)
+{
+	return (u64)vaddr >= info->start && (u64)vaddr < info->end;
+}
+
+int __vma_info_get(const void *vaddr, struct vma_info *info)
+{
+	char line[1024];
+	int ret = -ENOENT;
+	FILE *file;
+
+	file = fopen("/proc/self/maps", "r");
+	VFIO_ASSERT_NOT_NULL(file);
+
+	while (fgets(line, sizeof(line), file)) {
+		VFIO_ASSERT_TRUE(vma_info_parse(line, info), "Cannot parse: %s\n", line);
+		if (vma_info_contains(info, vaddr)) {
+			ret = 0;
+			break;
+		}
+	}
+
+	fclose(file);
+	return ret;
+}
+
+bool vma_has_flag(const void *vaddr, const char *flag)
+{
+	char line[1024], *token, *rest;
+	bool in_vma = false, found = false;
+	struct vma_info info;
+	FILE *file;
+
+	file = fopen("/proc/self/smaps", "r");
+	VFIO_ASSERT_NOT_NULL(file);
+
+	while (!found && fgets(line, sizeof(line), file)) {
+		if (vma_info_parse(line, &info))
+			in_vma = vma_info_contains(&info, vaddr);
+
+		if (!in_vma || strncmp(line, "VmFlags:", strlen("VmFlags:")))
+			continue;
+
+		rest = line + strlen("VmFlags:");
+		while ((token = strtok_r(rest, "\n ", &rest)))
+			found |= !strcmp(token, flag);
+	}
+
+	fclose(file);
+	return found;
+}
+
+#if defined(__x86_64__)
+/* One line of the dump: a range of addresses with equal translations. */
+struct ptdump_line {
+	u64 start;
+	u64 end;
+	struct page_mapping mapping;
+};
+
+static u64 ptdump_level_size(const char *level)
+{
+	if (!strcmp(level, "pte"))
+		return SZ_4K;
+	if (!strcmp(level, "pmd"))
+		return SZ_2M;
+	if (!strcmp(level, "pud"))
+		return SZ_1G;
+	return 0;
+}
+
+/* Linux' assignment of the PAT bits, which are an index into a table. */
+static enum memory_type ptdump_memory_type(bool pwt, bool pcd, bool pat)
+{
+	if (pcd)
+		return pat && pwt ? MEMORY_TYPE_UNKNOWN : MEMORY_TYPE_UNCACHED;
+	if (pat)
+		return MEMORY_TYPE_UNKNOWN;
+	return pwt ? MEMORY_TYPE_WRITE_COMBINING : MEMORY_TYPE_CACHED;
+}
+
+static bool ptdump_parse(char *line, struct ptdump_line *out)
+{
+	bool present = false, pwt = false, pcd = false, pat = false;
+	char *token, *rest, *level = "";
+	int fields;
+
+	*out = (struct ptdump_line) {};
+
+	if (sscanf(line, "0x%lx-0x%lx %*s %n", &out->start, &out->end, &fields) != 2)
+		return false;
+
+	rest = line + fields;
+	while ((token = strtok_r(rest, "\n ", &rest))) {
+		present |= !strcmp(token, "RW") || !strcmp(token, "ro");
+		out->mapping.writable |= !strcmp(token, "RW");
+		pwt |= !strcmp(token, "PWT");
+		pcd |= !strcmp(token, "PCD");
+		pat |= !strcmp(token, "PAT");
+		level = token;
+	}
+
+	if (!present) {
+		out->mapping = (struct page_mapping) {};
+		return true;
+	}
+
+	out->mapping.size = ptdump_level_size(level);
+	out->mapping.type = ptdump_memory_type(pwt, pcd, pat);
+	return true;
+}
+
+static FILE *ptdump_open(void)
+{
+	return fopen("/sys/kernel/debug/page_tables/current_kernel", "r");
+}
+
+int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
+{
+	struct ptdump_line dump;
+	char line[256];
+	FILE *file;
+
+	file = ptdump_open();
+	if (!file)
+		return -EOPNOTSUPP;
+
+	*mapping = (struct page_mapping) {};
+
+	while (fgets(line, sizeof(line), file)) {
+		if (!ptdump_parse(line, &dump))
+			continue;
+
+		if ((u64)vaddr >= dump.start && (u64)vaddr < dump.end)
+			*mapping = dump.mapping;
+	}
+
+	fclose(file);
+	return 0;
+}
+
+long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
+{
+	u64 start = (u64)vaddr, end = start + size;
+	struct ptdump_line dump;
+	char line[256];
+	long count = 0;
+	FILE *file;
+
+	file = ptdump_open();
+	if (!file)
+		return -EOPNOTSUPP;
+
+	while (fgets(line, sizeof(line), file)) {
+		if (!ptdump_parse(line, &dump) || dump.mapping.size != page_size)
+			continue;
+
+		dump.start = max(dump.start, start);
+		dump.end = min(dump.end, end);
+		if (dump.start < dump.end)
+			count += (dump.end - dump.start) / page_size;
+	}
+
+	fclose(file);
+	return count;
+}
+#else
+int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
+{
+	return -EOPNOTSUPP;
+}
+
+long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
+{
+	return -EOPNOTSUPP;
+}
+#endif

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_ACCESS_H
+#define SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_ACCESS_H
+
+#include <stdbool.h>
+
+#include <linux/types.h>
+
+#include <libvfio/assert.h>
+
+/*
+ * Functions come in up to three forms: __x() returns -errno for the caller to
+ * look at, x() asserts that it succeeds, and expect_errno() around __x()
+ * asserts that it fails, and how.
+ */
+#define expect_errno(_errno, _call) VFIO_ASSERT_EQ((_call), -(_errno))
+
+/**
+ * __mmio_read32() - Read from an address that may turn out to be dead.
+ * @addr: Where to read from.
+ * @value: Where to store what was read.
+ *
+ * May be used by several threads at once. While it runs, a SIGBUS or SIGSEGV
+ * of the calling thread is taken as the result of the access; those raised by
+ * any other access end the process as usual.
+ *
+ * Return: 0 on success, -EFAULT if the access raised SIGBUS at @addr, -EACCES
+ * if it raised SIGSEGV.
+ */
+int __mmio_read32(const void *addr, u32 *value);
+
+/**
+ * __mmio_write32() - Write to an address that may turn out to be dead.
+ *
+ * The counterpart of __mmio_read32().
+ */
+int __mmio_write32(void *addr, u32 value);
+
+static inline u32 mmio_read32(const void *addr)
+{
+	u32 value;
+
+	VFIO_ASSERT_EQ(__mmio_read32(addr, &value), 0, "No read access to %p\n", addr);
+	return value;
+}
+
+static inline void mmio_write32(void *addr, u32 value)
+{
+	VFIO_ASSERT_EQ(__mmio_write32(addr, value), 0, "No write access to %p\n", addr);
+}
+
+/* One line of /proc/self/maps. */
+struct vma_info {
+	u64 start;
+	u64 end;
+	char perms[5];
+	u64 offset;
+	char name[256];
+};
+
+/**
+ * __vma_info_get() - Look up how the kernel presents a mapping to userspace.
+ *
+ * Return: 0 on success, -ENOENT if nothing is mapped at @vaddr.
+ */
+int __vma_info_get(const void *vaddr, struct vma_info *info);
+
+static inline void vma_info_get(const void *vaddr, struct vma_info *info)
+{
+	VFIO_ASSERT_EQ(__vma_info_get(vaddr, info), 0, "%p is not mapped\n", vaddr);
+}
+
+/**
+ * vma_has_flag() - Tell whether a mapping has one of the flags of "VmFlags:"
+ * in /proc/self/smaps, e.g. "pf".
+ */
+bool vma_has_flag(const void *vaddr, const char *flag);
+
+enum memory_type {
+	MEMORY_TYPE_UNKNOWN,
+	MEMORY_TYPE_CACHED,
+	MEMORY_TYPE_WRITE_COMBINING,
+	MEMORY_TYPE_UNCACHED,
+};
+
+/* What the page tables hold for an address. */
+struct page_mapping {
+	u64 size;
+	bool writable;
+	enum memory_type type;
+};
+
+/**
+ * __page_mapping_get() - Look at the calling process' page tables.
+ * @vaddr: The address to look up. It is not accessed.
+ * @mapping: The result. All 0 if there is no translation.
+ *
+ * Needs CONFIG_PTDUMP_DEBUGFS and debugfs. Only implemented for x86, where the
+ * kernel dumps the tables of the current process.
+ *
+ * Return: 0 on success, -EOPNOTSUPP if there is no way to tell.
+ */
+int __page_mapping_get(const void *vaddr, struct page_mapping *mapping);
+
+/**
+ * __page_mapping_count() - Count the translations of a given size.
+ *
+ * Return: The number of translations of @page_size bytes each that lie in
+ * [@vaddr, @vaddr + @size), -EOPNOTSUPP if there is no way to tell.
+ */
+long __page_mapping_count(const void *vaddr, u64 size, u64 page_size);
+
+#endif /* SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_ACCESS_H */
