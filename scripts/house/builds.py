@@ -17,7 +17,7 @@ from pathlib import Path
 from .base import base_repo
 from .common import (ROOT, Failure, build_dir, cache_dir, cached, digest, git,
                      lock, run_logged)
-from .stack import BASE_REF, compose, share_objects, stack_id, stacks
+from .stack import BASE_REF, compose, prepare_repository, stack_id, stacks
 
 ARCHES = {  # name -> (ARCH of kbuild, cross compiler, image)
     "x86_64": ("x86_64", "", "arch/x86/boot/bzImage"),
@@ -83,7 +83,7 @@ def source(name):
                               f"\nTo mend it: make {target}") from None
             stamp.write_text(wanted)
         else:
-            share_objects(repo, tree)
+            prepare_repository(repo, tree)
     commits = [base] + git("rev-list", "--reverse", f"{BASE_REF}..stack",
                            cwd=tree).split()
     return tree, commits

@@ -267,18 +267,20 @@ def _touched(patches):
     return sorted(paths | {path for patch in patches for path in patch.whole})
 
 
-def _prepare_tree(base_repository, base, tree, sparse):
-    if not (tree / ".git").exists():
-        tree.mkdir(parents=True, exist_ok=True)
-        git("init", "-q", tree, cwd=tree)
-        for key, value in (("user.name", IDENTITY[0]),
-                           ("user.email", IDENTITY[1]),
-                           ("gc.auto", 0), ("maintenance.auto", "false"),
-                           ("core.hooksPath", "/dev/null"),
-                           ("index.version", 4), ("advice.detachedHead",
-                                                  "false")):
-            git("config", key, value, cwd=tree)
+def prepare_repository(base_repository, tree):
+    """Make TREE a git repository of ours, or put one right again."""
+    tree.mkdir(parents=True, exist_ok=True)
+    git("init", "-q", tree, cwd=tree)
+    for key, value in (("user.name", IDENTITY[0]), ("user.email", IDENTITY[1]),
+                       ("gc.auto", 0), ("maintenance.auto", "false"),
+                       ("core.hooksPath", "/dev/null"), ("index.version", 4),
+                       ("advice.detachedHead", "false")):
+        git("config", key, value, cwd=tree)
     share_objects(base_repository, tree)
+
+
+def _prepare_tree(base_repository, base, tree, sparse):
+    prepare_repository(base_repository, tree)
     if git("rev-parse", "-q", "--verify", f"{base}^{{commit}}", cwd=tree,
            check=False).returncode:
         git("fetch", "-q", base_repository, base, cwd=tree)
