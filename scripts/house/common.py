@@ -174,8 +174,11 @@ def git(*args, cwd, input=None, check=True, env=None, binary=False):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False,
         close_fds=False, env={**os.environ, **GIT_ENV, **(env or {})})
     if check and done.returncode:
-        text = (done.stderr or done.stdout).decode(errors="replace").strip()
-        raise Failure(f"git {args[0]} in {cwd} failed: {text}")
+        lines = (done.stderr or done.stdout).decode(
+            errors="replace").strip().splitlines()
+        if len(lines) > 8:      # a full disk has a line for each file
+            lines[3:-3] = ["..."]
+        raise Failure(f"git {args[0]} in {cwd} failed: " + "\n  ".join(lines))
     if not check:
         return done
     return done.stdout if binary else done.stdout.decode().rstrip("\n")
