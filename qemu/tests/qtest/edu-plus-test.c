@@ -208,6 +208,51 @@ static void check_zero(QTestState *qts, uint64_t addr, size_t len)
     check_mem(qts, addr, zero, len);
 }
 
+/*
+ * Of much memory the test looks only at what is around the steps of the copy
+ * engine: a transfer of it all takes seconds.
+ */
+#define WINDOW                  (16 * KiB)
+
+static size_t window(size_t step, size_t len, size_t *start)
+{
+    *start = step > WINDOW ? step - WINDOW : 0;
+    return MIN(step + WINDOW, len) - *start;
+}
+
+static uint8_t *fill_steps(QTestState *qts, uint64_t addr, size_t len,
+                           uint32_t seed)
+{
+    uint8_t *buf = pattern(len, seed);
+    size_t start;
+
+    for (size_t step = 0; step <= len; step += STEP) {
+        size_t n = window(step, len, &start);
+
+        qtest_bufwrite(qts, addr + start, buf + start, n);
+    }
+    return buf;
+}
+
+static void check_mem_steps(QTestState *qts, uint64_t addr,
+                            const uint8_t *want, size_t len)
+{
+    size_t start;
+
+    for (size_t step = 0; step <= len; step += STEP) {
+        size_t n = window(step, len, &start);
+
+        check_mem(qts, addr + start, want + start, n);
+    }
+}
+
+static void check_zero_steps(QTestState *qts, uint64_t addr, size_t len)
+{
+    g_autofree uint8_t *zero = g_malloc0(len);
+
+    check_mem_steps(qts, addr, zero, len);
+}
+
 /* Configuration space */
 
 static void test_config(void)
@@ -915,7 +960,7 @@ static void test_copy_steps(void)
         expect_status(&a, EDU_PLUS_COPY_STATUS_BUSY, i * STEP);
         check_zero(qs->qts, BACK_ADDR + i * STEP, STEP);
         step_copy(&a);
-        check_mem(qs->qts, BACK_ADDR, data, (i + 1) * STEP);
+        check_mem(qs->qts, BACK_ADDR + i * STEP, data + i * STEP, STEP);
     }
     expect_status(&a, EDU_PLUS_COPY_OK, RAM_SIZE);
 
@@ -925,11 +970,10 @@ static void test_copy_steps(void)
 static void test_copy_count(void)
 {
     static const uint32_t counts[] = { 0, 1, 2, 1000 };
-    Device a;
-    QOSState *qs = start_one(&a);
+    Device a, b;
+    QOSState *qs = start_two(&a, &b);
     uint32_t rings = 0;
 
-    /* A doorbell of another frame counts how often it really was copied */
     for (int i = 0; i < ARRAY_SIZE(counts); i++) {
         uint32_t count = counts[i];
 
@@ -937,26 +981,21 @@ static void test_copy_count(void)
         g_assert_cmphex(rd32(&a, EDU_PLUS_REG_COPY_COUNT), ==, count);
         finish_copy(&a, EDU_PLUS_COPY_OK, 3000 * MAX(count, 1));
     }
-    end_one(qs, &a);
 
-    {
-        Device b;
-
-        qs = start_two(&a, &b);
-        for (int i = 0; i < ARRAY_SIZE(counts); i++) {
-            qtest_writel(qs->qts, DATA_ADDR, 0x1000 + i);
-            start_copy(&a, DATA_ADDR,
-                       b.frames.addr + frame_off(3, EDU_PLUS_FRAME_DOORBELL),
-                       4, counts[i], 0);
-            rings += MAX(counts[i], 1);
-            finish_copy(&a, EDU_PLUS_COPY_OK, 4 * MAX(counts[i], 1));
-            g_assert_cmphex(frd32(&b, 3, EDU_PLUS_FRAME_DOORBELL_COUNT), ==,
-                            rings);
-            g_assert_cmphex(frd32(&b, 3, EDU_PLUS_FRAME_DOORBELL_LAST), ==,
-                            0x1000 + i);
-        }
-        end_two(qs, &a, &b);
+    /* A doorbell of another device counts how often it really was copied */
+    for (int i = 0; i < ARRAY_SIZE(counts); i++) {
+        qtest_writel(qs->qts, DATA_ADDR, 0x1000 + i);
+        start_copy(&a, DATA_ADDR,
+                   b.frames.addr + frame_off(3, EDU_PLUS_FRAME_DOORBELL),
+                   4, counts[i], 0);
+        rings += MAX(counts[i], 1);
+        finish_copy(&a, EDU_PLUS_COPY_OK, 4 * MAX(counts[i], 1));
+        g_assert_cmphex(frd32(&b, 3, EDU_PLUS_FRAME_DOORBELL_COUNT), ==,
+                        rings);
+        g_assert_cmphex(frd32(&b, 3, EDU_PLUS_FRAME_DOORBELL_LAST), ==,
+                        0x1000 + i);
     }
+    end_two(qs, &a, &b);
 }
 
 static void test_copy_peer(void)
@@ -1035,7 +1074,7 @@ static void test_copy_range(void)
         step_copy(&a);
         expect_status(&a, EDU_PLUS_COPY_ERR_RANGE, 0);
     }
-    check_zero(qs->qts, a.ram.addr, RAM_SIZE);
+    check_zero_steps(qs->qts, a.ram.addr, RAM_SIZE);
     check_zero(qs->qts, BACK_ADDR, 4096);
 
     /* All that the registers can say is possible: 16 GiB, and the last byte */
@@ -1102,7 +1141,7 @@ static void test_copy_busy(void)
 {
     Device a;
     QOSState *qs = start_one(&a);
-    g_autofree uint8_t *data = fill(qs->qts, a.ram.addr, RAM_SIZE, 1);
+    g_autofree uint8_t *data = fill_steps(qs->qts, a.ram.addr, RAM_SIZE, 1);
 
     start_copy(&a, 0, BACK_ADDR, RAM_SIZE, 1, SRC_RAM);
     step_copy(&a);
@@ -1119,7 +1158,7 @@ static void test_copy_busy(void)
     g_assert_cmphex(rd64(&a, EDU_PLUS_REG_COPY_LEN), ==, RAM_SIZE);
     g_assert_cmphex(rd32(&a, EDU_PLUS_REG_COPY_COUNT), ==, 1);
     finish_copy(&a, EDU_PLUS_COPY_OK, RAM_SIZE);
-    check_mem(qs->qts, BACK_ADDR, data, RAM_SIZE);
+    check_mem_steps(qs->qts, BACK_ADDR, data, RAM_SIZE);
 
     end_one(qs, &a);
 }
@@ -1128,7 +1167,7 @@ static void test_copy_abort(void)
 {
     Device a;
     QOSState *qs = start_one(&a);
-    g_autofree uint8_t *data = fill(qs->qts, a.ram.addr, RAM_SIZE, 1);
+    g_autofree uint8_t *data = fill_steps(qs->qts, a.ram.addr, RAM_SIZE, 1);
 
     start_copy(&a, 0, BACK_ADDR, RAM_SIZE, 1, SRC_RAM);
     step_copy(&a);
@@ -1138,12 +1177,12 @@ static void test_copy_abort(void)
         step_copy(&a);
     }
     expect_status(&a, EDU_PLUS_COPY_ERR_ABORTED, STEP);
-    check_mem(qs->qts, BACK_ADDR, data, STEP);
-    check_zero(qs->qts, BACK_ADDR + STEP, RAM_SIZE - STEP);
+    check_mem_steps(qs->qts, BACK_ADDR, data, STEP);
+    check_zero_steps(qs->qts, BACK_ADDR + STEP, RAM_SIZE - STEP);
 
     /* It can start again */
     copy(&a, 0, BACK_ADDR, RAM_SIZE, SRC_RAM);
-    check_mem(qs->qts, BACK_ADDR, data, RAM_SIZE);
+    check_mem_steps(qs->qts, BACK_ADDR, data, RAM_SIZE);
 
     end_one(qs, &a);
 }
@@ -1183,6 +1222,7 @@ static void test_copy_own_bars(void)
 {
     Device a;
     QOSState *qs = start_one(&a);
+    g_autofree uint8_t *data = NULL;
 
     /* Its registers do not answer it, whatever is written there */
     qtest_writel(qs->qts, DATA_ADDR, EDU_PLUS_COPY_CMD_ABORT);
@@ -1203,12 +1243,9 @@ static void test_copy_own_bars(void)
     g_assert_cmphex(rd32(&a, EDU_PLUS_REG_IRQ_STATUS), ==, 1);
 
     /* Its RAM does */
-    {
-        g_autofree uint8_t *data = fill(qs->qts, DATA_ADDR, 2 * STEP, 1);
-
-        copy(&a, DATA_ADDR, a.ram.addr, 2 * STEP, 0);
-        check_mem(qs->qts, a.ram.addr, data, 2 * STEP);
-    }
+    data = fill(qs->qts, DATA_ADDR, 2 * STEP, 1);
+    copy(&a, DATA_ADDR, a.ram.addr, 2 * STEP, 0);
+    check_mem(qs->qts, a.ram.addr, data, 2 * STEP);
     end_one(qs, &a);
 }
 
@@ -1407,20 +1444,22 @@ static void test_dma_mask(void)
     check_dma_mask("", 0xfffffffff0000000);
     check_dma_mask(",dma-mask=0x3ffffff", 1ULL << 26);
 
-    /* A wide one reaches what the default does not */
-    {
-        QOSState *qs = start("-device edu-plus,addr=4.0,ram-size=4M,"
-                             "dma-mask=0xffffffffffffffff " DEVICE_B);
-        g_autofree uint8_t *data = fill(qs->qts, DATA_ADDR, 64, 1);
-        Device a, b;
+}
 
-        open_device(&a, qs, SLOT_A);
-        open_device(&b, qs, SLOT_B);
-        dma(&a, DATA_ADDR, BUF, 64, 0);
-        dma(&a, BUF, b.ram.addr, 64, TO_BUS);
-        check_mem(qs->qts, b.ram.addr, data, 64);
-        end_two(qs, &a, &b);
-    }
+/* A wide mask reaches what the default does not */
+static void test_dma_peer(void)
+{
+    QOSState *qs = start("-device edu-plus,addr=4.0,ram-size=4M,"
+                         "dma-mask=0xffffffffffffffff " DEVICE_B);
+    g_autofree uint8_t *data = fill(qs->qts, DATA_ADDR, 64, 1);
+    Device a, b;
+
+    open_device(&a, qs, SLOT_A);
+    open_device(&b, qs, SLOT_B);
+    dma(&a, DATA_ADDR, BUF, 64, 0);
+    dma(&a, BUF, b.ram.addr, 64, TO_BUS);
+    check_mem(qs->qts, b.ram.addr, data, 64);
+    end_two(qs, &a, &b);
 }
 
 /* Frames */
@@ -1570,14 +1609,14 @@ static void check_after_reset(Device *d, const uint8_t *ram, uint32_t resets)
     check_reset_values(d);
     qtest_memset(d->qts, BACK_ADDR, 0, 4096 + RAM_SIZE);
     qtest_clock_step(d->qts, 2 * EDU_PLUS_DMA_NS);
-    check_zero(d->qts, BACK_ADDR, 4096 + RAM_SIZE);
+    check_zero_steps(d->qts, BACK_ADDR, 4096 + RAM_SIZE);
     check_reset_values(d);
     g_assert_cmphex(take_message(d, MSI_ADDR), ==, 0);
 
     g_assert_cmphex(qpci_config_readw(d->pci, cap_of(d, PCI_CAP_ID_MSIX) +
                                       PCI_MSIX_FLAGS) &
                     PCI_MSIX_FLAGS_ENABLE, ==, 0);
-    check_mem(d->qts, d->ram.addr, ram, RAM_SIZE);
+    check_mem_steps(d->qts, d->ram.addr, ram, RAM_SIZE);
 
     /* The DMA engine's buffer is empty as well */
     qtest_memset(d->qts, BACK_ADDR, 0x55, BUF_SIZE);
@@ -1585,14 +1624,14 @@ static void check_after_reset(Device *d, const uint8_t *ram, uint32_t resets)
     check_zero(d->qts, BACK_ADDR, BUF_SIZE);
     /* And everything works */
     copy(d, 0, BACK_ADDR, RAM_SIZE, SRC_RAM);
-    check_mem(d->qts, BACK_ADDR, ram, RAM_SIZE);
+    check_mem_steps(d->qts, BACK_ADDR, ram, RAM_SIZE);
 }
 
 static void test_flr(void)
 {
     Device a, b;
     QOSState *qs = start_two(&a, &b);
-    g_autofree uint8_t *ram = fill(qs->qts, a.ram.addr, RAM_SIZE, 1);
+    g_autofree uint8_t *ram = fill_steps(qs->qts, a.ram.addr, RAM_SIZE, 1);
     uint32_t resets = rd32(&a, EDU_PLUS_REG_RESETS);
 
     fill_frame(&b, 3);
@@ -1617,7 +1656,7 @@ static void test_system_reset(void)
 {
     Device a;
     QOSState *qs = start_one(&a);
-    g_autofree uint8_t *ram = fill(qs->qts, a.ram.addr, RAM_SIZE, 1);
+    g_autofree uint8_t *ram = fill_steps(qs->qts, a.ram.addr, RAM_SIZE, 1);
     uint32_t resets = rd32(&a, EDU_PLUS_REG_RESETS);
 
     make_dirty(&a);
@@ -1642,7 +1681,7 @@ static void test_power(void)
 {
     Device a;
     QOSState *qs = start_one(&a);
-    g_autofree uint8_t *ram = fill(qs->qts, a.ram.addr, RAM_SIZE, 1);
+    g_autofree uint8_t *ram = fill_steps(qs->qts, a.ram.addr, RAM_SIZE, 1);
     uint32_t resets = rd32(&a, EDU_PLUS_REG_RESETS);
 
     fill_frame(&a, 3);
@@ -1672,7 +1711,7 @@ static void test_power(void)
     g_assert_cmphex(rd64(&a, EDU_PLUS_REG_COPY_SRC), ==, 0x5678);
     g_assert_cmphex(rd32(&a, EDU_PLUS_REG_RESETS), ==, resets);
     check_frame(&a, 3, true);
-    check_mem(qs->qts, a.ram.addr, ram, RAM_SIZE);
+    check_mem_steps(qs->qts, a.ram.addr, ram, RAM_SIZE);
 
     end_one(qs, &a);
 }
@@ -1681,7 +1720,7 @@ static void test_power_engines(void)
 {
     Device a;
     QOSState *qs = start_one(&a);
-    g_autofree uint8_t *ram = fill(qs->qts, a.ram.addr, RAM_SIZE, 1);
+    g_autofree uint8_t *ram = fill_steps(qs->qts, a.ram.addr, RAM_SIZE, 1);
 
     /* What runs stops; the interrupt that comes meanwhile is pending */
     start_copy(&a, 0, BACK_ADDR, RAM_SIZE, 1, SRC_RAM | IRQ);
@@ -1692,8 +1731,8 @@ static void test_power_engines(void)
     set_power(&a, 3);
     qtest_clock_step(qs->qts, 2 * EDU_PLUS_DMA_NS);
     g_assert_false(intx(&a));
-    check_mem(qs->qts, BACK_ADDR, ram, STEP);
-    check_zero(qs->qts, BACK_ADDR + STEP, RAM_SIZE - STEP);
+    check_mem_steps(qs->qts, BACK_ADDR, ram, STEP);
+    check_zero_steps(qs->qts, BACK_ADDR + STEP, RAM_SIZE - STEP);
 
     set_power(&a, 0);
     expect_status(&a, EDU_PLUS_COPY_ERR_ABORTED, STEP);
@@ -1704,7 +1743,7 @@ static void test_power_engines(void)
                     EDU_PLUS_IRQ_FACT);
     g_assert_true(intx(&a));
     qtest_clock_step(qs->qts, 2 * EDU_PLUS_DMA_NS);
-    check_zero(qs->qts, BACK_ADDR + STEP, RAM_SIZE - STEP);
+    check_zero_steps(qs->qts, BACK_ADDR + STEP, RAM_SIZE - STEP);
 
     /* No messages from there either */
     wr32(&a, EDU_PLUS_REG_IRQ_ACK, EDU_PLUS_IRQ_FACT);
@@ -1740,13 +1779,13 @@ static void test_unplug(void)
         g_assert_cmphex(rd32(&a, EDU_PLUS_REG_RESETS), ==, 1);
         check_mem(qs->qts, a.ram.addr, zero, 4096);
         /* It leaves with everything running */
-        g_free(fill(qs->qts, a.ram.addr, RAM_SIZE, i + 1));
+        g_free(fill_steps(qs->qts, a.ram.addr, RAM_SIZE, i + 1));
         make_dirty(&a);
         qtest_memset(qs->qts, BACK_ADDR, 0, 4096 + RAM_SIZE);
         qpci_unplug_acpi_device_test(qs->qts, "a", SLOT_A);
         g_assert_null(qpci_device_find(qs->pcibus, QPCI_DEVFN(SLOT_A, 0)));
         qtest_clock_step(qs->qts, 2 * EDU_PLUS_DMA_NS);
-        check_zero(qs->qts, BACK_ADDR, 4096 + RAM_SIZE);
+        check_zero_steps(qs->qts, BACK_ADDR, 4096 + RAM_SIZE);
         g_free(a.pci);
 
         qtest_qmp_device_add(qs->qts, TYPE_EDU_PLUS, "a",
@@ -1764,6 +1803,47 @@ static QOSState *start_incoming(const char *uri, const char *params)
     return start(args);
 }
 
+/* A copy that switches off the slot which its own device is in */
+static void test_own_unplug(void)
+{
+    QOSState *qs = start("-global ICH9-LPC.acpi-pci-hotplug-with-bridge-"
+                         "support=off -device pcie-root-port,id=rp,addr=3.0 "
+                         "-device edu-plus,id=a,bus=rp,ram-size=4M");
+    QPCIDevice *rp = qpci_device_find(qs->pcibus, QPCI_DEVFN(3, 0));
+    Device a = { .qts = qs->qts };
+    uint64_t bars, slot_control;
+    uint16_t off;
+    uint8_t cap;
+
+    g_assert_nonnull(rp);
+    enable_mmconfig(qs);
+    qpci_config_writeb(rp, PCI_SECONDARY_BUS, 1);
+    qpci_config_writeb(rp, PCI_SUBORDINATE_BUS, 1);
+    a.pci = qpci_device_find(qs->pcibus, 1 << 8);
+    g_assert_nonnull(a.pci);
+    a.regs = qpci_iomap(a.pci, EDU_PLUS_BAR_REGS, &bars);
+    qpci_config_writew(rp, PCI_MEMORY_BASE, a.regs.addr >> 16);
+    qpci_config_writew(rp, PCI_MEMORY_LIMIT, (a.regs.addr + bars - 1) >> 16);
+    qpci_device_enable(rp);
+    qpci_device_enable(a.pci);
+    g_assert_cmphex(rd32(&a, EDU_PLUS_REG_PLUS_ID), ==, EDU_PLUS_PLUS_ID);
+
+    cap = qpci_find_capability(rp, PCI_CAP_ID_EXP, 0);
+    slot_control = MCH_HOST_BRIDGE_PCIEXBAR_DEFAULT +
+                   (QPCI_DEVFN(3, 0) << 12) + cap + PCI_EXP_SLTCTL;
+    off = PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF;
+    qtest_writew(qs->qts, DATA_ADDR, off);
+    start_copy(&a, DATA_ADDR, slot_control, 2, 1000, IRQ);
+    expect_status(&a, EDU_PLUS_COPY_STATUS_BUSY, 0);
+    step_copy(&a);
+    qtest_qmp_eventwait(qs->qts, "DEVICE_DELETED");
+    step_copy(&a);
+    g_assert_null(qpci_device_find(qs->pcibus, 1 << 8));
+
+    g_free(rp);
+    end_one(qs, &a);
+}
+
 static void test_migrate(void)
 {
     g_autofree char *dir = g_dir_make_tmp("edu-plus-test-XXXXXX", NULL);
@@ -1775,7 +1855,7 @@ static void test_migrate(void)
 
     from = start_one(&a);
     to = start_incoming(uri, "");
-    ram = fill(from->qts, a.ram.addr, RAM_SIZE, 1);
+    ram = fill_steps(from->qts, a.ram.addr, RAM_SIZE, 1);
     make_dirty(&a);
     g_assert_cmphex(take_message(&a, MSI_ADDR), ==, 0xa0);
     flr(&a);
@@ -1798,10 +1878,10 @@ static void test_migrate(void)
     for (uint32_t n = 0; n < EDU_PLUS_FRAMES_DEFAULT; n++) {
         check_frame(&b, n, true);
     }
-    check_mem(to->qts, b.ram.addr, ram, RAM_SIZE);
+    check_mem_steps(to->qts, b.ram.addr, ram, RAM_SIZE);
     expect_status(&b, EDU_PLUS_COPY_STATUS_BUSY, STEP);
     finish_copy(&b, EDU_PLUS_COPY_OK, 7 * RAM_SIZE);
-    check_mem(to->qts, BACK_ADDR + 4096, ram, RAM_SIZE);
+    check_mem_steps(to->qts, BACK_ADDR + 4096, ram, RAM_SIZE);
     g_assert_cmphex(take_message(&b, MSI_ADDR), ==, 0xa0);
     qtest_clock_step(to->qts, EDU_PLUS_DMA_NS);
     g_assert_cmphex(rd32(&b, EDU_PLUS_REG_IRQ_STATUS), ==, 0x55 |
@@ -1817,11 +1897,6 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 
-    if (!qtest_has_machine("q35") || !qtest_has_machine("pc")) {
-        g_test_skip("The machines q35 and pc are not there");
-        return g_test_run();
-    }
-
     qtest_add_func("/edu-plus/config", test_config);
     qtest_add_func("/edu-plus/root-port", test_root_port);
     qtest_add_func("/edu-plus/bars", test_bars);
@@ -1836,6 +1911,7 @@ int main(int argc, char **argv)
     qtest_add_func("/edu-plus/dma/transfer", test_dma);
     qtest_add_func("/edu-plus/dma/range", test_dma_range);
     qtest_add_func("/edu-plus/dma/mask", test_dma_mask);
+    qtest_add_func("/edu-plus/dma/peer", test_dma_peer);
     qtest_add_func("/edu-plus/frames/registers", test_frame_registers);
     qtest_add_func("/edu-plus/frames/independent", test_frames_independent);
     qtest_add_func("/edu-plus/frames/end", test_frames_end);
@@ -1856,7 +1932,8 @@ int main(int argc, char **argv)
     qtest_add_func("/edu-plus/reset/system", test_system_reset);
     qtest_add_func("/edu-plus/power/bars", test_power);
     qtest_add_func("/edu-plus/power/engines", test_power_engines);
-    qtest_add_func("/edu-plus/unplug", test_unplug);
+    qtest_add_func("/edu-plus/unplug/running", test_unplug);
+    qtest_add_func("/edu-plus/unplug/own", test_own_unplug);
     qtest_add_func("/edu-plus/migrate", test_migrate);
 
     return g_test_run();
