@@ -332,7 +332,7 @@ FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES();
 static void vend(struct setup *s, int page, struct subordinate *sub)
 {
 	s->fds[page] = vfio_pci_dmabuf_export_range(s->device, s->index,
-						       page * s->page_size, s->page_size);
+						    page * s->page_size, s->page_size);
 	subordinate_give(sub, s->fds[page]);
 	VFIO_ASSERT_EQ(subordinate_ask(sub, OP_MAP, s->page_size, 0), 0);
 }
