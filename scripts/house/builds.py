@@ -2,7 +2,7 @@
 """Build kernels, selftests and QEMU from the composed stacks.
 
 A finished build is kept in the cache under the hash of all that went into it:
-the commit's tree, the configuration, the compiler. Object directories are of
+the commit's files, the configuration, the compiler. Object directories are of
 this clone; one that a killed run left in doubt is thrown away (ccache makes
 that cheap).
 """
@@ -101,6 +101,17 @@ def tree_hash(tree, commit):
     return git("rev-parse", f"{commit}^{{tree}}", cwd=tree)
 
 
+def kernel_hash(tree, commit):
+    """The hash of what a kernel is built from: selftests are not."""
+    entries = [line for where, drop in
+               (("", ("Documentation", "MAINTAINERS", "tools")),
+                ("tools", ("testing",)))
+               for line in git("ls-tree", f"{commit}:{where}",
+                               cwd=tree).splitlines()
+               if line.partition("\t")[2] not in drop]
+    return digest(*entries)
+
+
 @lru_cache
 def compiler(cross=""):
     if not shutil.which(f"{cross}gcc"):
@@ -161,7 +172,7 @@ def count_objects(log):
 def kernel_key(tree, commit, flavour):
     arch, fragments = FLAVOURS[flavour]
     cross = ARCHES[arch][1]
-    return digest(tree_hash(tree, commit), arch, compiler(cross),
+    return digest(kernel_hash(tree, commit), arch, compiler(cross),
                   *(ROOT / "configs" / f"{f}.config" for f in fragments),
                   ROOT / "scripts" / "kconfig")[:24]
 
