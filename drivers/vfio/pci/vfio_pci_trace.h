@@ -71,8 +71,9 @@ TRACE_EVENT(vfio_pci_dma_buf_revoke,
 
 /* A page fault that ends in SIGBUS */
 TRACE_EVENT(vfio_pci_fault_sigbus,
-	TP_PROTO(u64 ino, unsigned long address, unsigned int order),
-	TP_ARGS(ino, address, order),
+	TP_PROTO(const struct vfio_pci_dma_buf *priv, unsigned long address,
+		 unsigned int order),
+	TP_ARGS(priv, address, order),
 
 	TP_STRUCT__entry(
 		__field(u64, ino)
@@ -81,7 +82,7 @@ TRACE_EVENT(vfio_pci_fault_sigbus,
 	),
 
 	TP_fast_assign(
-		__entry->ino = ino;
+		__entry->ino = priv->inode->i_ino;
 		__entry->address = address;
 		__entry->order = order;
 	),
