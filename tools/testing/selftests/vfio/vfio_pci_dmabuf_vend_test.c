@@ -9,12 +9,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <sys/ioctl.h>
+#include <sys/klog.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <linux/iommufd.h>
@@ -27,11 +29,7 @@
 
 #define FEATURE_REVOKE	(VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE)
 
-/* The fd that a subordinate finds its socket at. */
-#define SUBORDINATE_SOCKET	3
-
-/* How long to wait for a subordinate, and how long a revoke may take. */
-#define ANSWER_TIMEOUT_S	20
+/* How long a revoke may take. */
 #define REVOKE_LIMIT_MS		2000
 
 static const char *device_bdf;
@@ -40,64 +38,7 @@ static const char *device_bdf;
  * Subordinate
  */
 
-enum operation {
-	/* Receive the DMABUF that follows as a message of its own. */
-	OP_RECEIVE,
-	/* Map all of the DMABUF: 0 or -errno. */
-	OP_MAP,
-	/* Read @value: 0 or -errno. */
-	OP_READ,
-	/* Write @value: 0 or -errno. */
-	OP_WRITE,
-	/* Read over and over, without looking at the socket, until it fails. */
-	OP_SPIN,
-	/* Try to reach more than was handed out: how many attempts succeeded. */
-	OP_ESCAPE,
-};
-
-struct request {
-	enum operation operation;
-	u32 value;
-	u64 size;
-};
-
-struct answer {
-	int result;
-	u32 value;
-};
-
-#define TRY(_successes, _attempt) do {					\
-	if (_attempt) {							\
-		fprintf(stderr, "Subordinate succeeded: %s\n", #_attempt); \
-		(_successes)++;						\
-	}								\
-} while (0)
-
-static bool can_map(int fd, u64 offset, u64 size, int prot, int flags)
-{
-	void *vaddr = mmap(NULL, size, prot, flags, fd, offset);
-
-	if (vaddr == MAP_FAILED)
-		return false;
-
-	munmap(vaddr, size);
-	return true;
-}
-
-static bool can_grow(int fd, u64 size)
-{
-	void *vaddr, *new;
-
-	vaddr = dmabuf_map(fd, 0, size);
-	new = mremap(vaddr, size, 2 * size, MREMAP_MAYMOVE);
-	if (new != MAP_FAILED)
-		return true;
-
-	dmabuf_unmap(vaddr, size);
-	return false;
-}
-
-static bool can_reopen(int fd, int flags)
+static int dmabuf_reopen(int fd, int flags)
 {
 	char path[32];
 	int new;
@@ -105,197 +46,154 @@ static bool can_reopen(int fd, int flags)
 	snprintf_assert(path, sizeof(path), "/proc/self/fd/%d", fd);
 	new = open(path, flags);
 	if (new < 0)
-		return false;
+		return -errno;
 
 	close(new);
-	return true;
+	return 0;
 }
 
-static bool can_feature(int fd, u32 feature, void *data, size_t size)
+static int dmabuf_map_flags(int fd, u64 offset, u64 size, int prot, int flags)
 {
-	return vfio_device_feature_ioctl(fd, feature, data, size) >= 0;
+	void *vaddr = mmap(NULL, size, prot, flags, fd, offset);
+
+	if (vaddr == MAP_FAILED)
+		return -errno;
+
+	munmap(vaddr, size);
+	return 0;
 }
 
-/* Return how much of what must not work did. @size is that of the slice. */
-static int subordinate_escape(int fd, u64 size)
+static int dmabuf_grow(int fd, u64 size, u64 old_size, u64 new_size)
+{
+	void *vaddr, *new;
+	int r = 0;
+
+	vaddr = dmabuf_map(fd, 0, size);
+	new = mremap(vaddr, old_size, new_size, MREMAP_MAYMOVE);
+	if (new == MAP_FAILED) {
+		r = -errno;
+		dmabuf_unmap(vaddr, size);
+	}
+
+	return r;
+}
+
+static int dmabuf_ioctl(int fd, unsigned long request, void *arg)
+{
+	return ioctl(fd, request, arg) < 0 ? -errno : 0;
+}
+
+static int dmabuf_feature(int fd, u32 feature, void *data, size_t size)
+{
+	return vfio_device_feature_ioctl(fd, feature, data, size) < 0 ? -errno : 0;
+}
+
+static int dmabuf_type1_map(int fd, u64 size)
+{
+	struct vfio_iommu_type1_dma_map map = {
+		.argsz = sizeof(map),
+		.flags = VFIO_DMA_MAP_FLAG_READ,
+		.size = size,
+	};
+
+	return dmabuf_ioctl(fd, VFIO_IOMMU_MAP_DMA, &map);
+}
+
+static int dmabuf_hot_reset(int fd)
+{
+	struct vfio_pci_hot_reset reset = { .argsz = sizeof(reset) };
+
+	return dmabuf_ioctl(fd, VFIO_DEVICE_PCI_HOT_RESET, &reset);
+}
+
+static int dmabuf_bind(int fd)
+{
+	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
+	int r;
+
+	bind.iommufd = open("/dev/iommu", O_RDWR);
+	if (bind.iommufd < 0)
+		return -ENOTTY;
+
+	r = dmabuf_ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &bind);
+	close(bind.iommufd);
+	return r;
+}
+
+#define REFUSED(_failures, _errno, _attempt) do {			\
+	int _ret = (_attempt);						\
+									\
+	if (_ret != -(_errno)) {					\
+		fprintf(stderr, "Not " #_errno " but %d (%s): %s\n", -_ret, \
+			strerror(-_ret), #_attempt);			\
+		(_failures)++;						\
+	}								\
+} while (0)
+
+/*
+ * Try to reach more than was handed out. @size is that of the slice. Return how
+ * many attempts were not refused in the way they should be.
+ */
+static int subordinate_escape(int fd, u64 size, u32 value)
 {
 	struct vfio_device_feature_dma_buf_memattr memattr = { .dmabuf_fd = fd };
 	struct vfio_device_feature_dma_buf_revoke revoke = { .dmabuf_fd = fd };
 	struct vfio_device_feature_dma_buf export = { .nr_ranges = 1 };
-	struct vfio_device_info info = { .argsz = sizeof(info) };
 	struct vfio_region_info region = { .argsz = sizeof(region) };
+	struct vfio_device_info info = { .argsz = sizeof(info) };
+	struct vfio_irq_set irqs = { .argsz = sizeof(irqs) };
 	int rw = PROT_READ | PROT_WRITE;
-	int successes = 0;
-	u32 value;
+	int failures = 0;
 	int i;
 
 	/* Beyond the slice, and by the offsets that the device fd knows. */
-	TRY(successes, can_map(fd, 0, 2 * size, rw, MAP_SHARED));
-	TRY(successes, can_map(fd, size, size, rw, MAP_SHARED));
-	TRY(successes, can_map(fd, -size, size, rw, MAP_SHARED));
+	REFUSED(failures, EINVAL, dmabuf_map_flags(fd, 0, 2 * size, rw, MAP_SHARED));
+	REFUSED(failures, EINVAL, dmabuf_map_flags(fd, size, size, rw, MAP_SHARED));
+	REFUSED(failures, EOVERFLOW, dmabuf_map_flags(fd, -size, 2 * size, rw, MAP_SHARED));
 	for (i = 1; i < 9; i++)
-		TRY(successes, can_map(fd, (u64)i << 40, size, rw, MAP_SHARED));
-	TRY(successes, can_map(fd, 0, size, PROT_READ, MAP_PRIVATE));
-	TRY(successes, can_map(fd, 0, size, PROT_READ | PROT_EXEC, MAP_SHARED));
-	TRY(successes, can_grow(fd, size));
+		REFUSED(failures, EINVAL, dmabuf_map_flags(fd, (u64)i << 40, size, rw,
+							   MAP_SHARED));
+	REFUSED(failures, EINVAL, dmabuf_map_flags(fd, 0, size, PROT_READ, MAP_PRIVATE));
+	REFUSED(failures, EPERM, dmabuf_map_flags(fd, 0, size, PROT_READ | PROT_EXEC,
+						  MAP_SHARED));
+	REFUSED(failures, EFAULT, dmabuf_grow(fd, size, size, 2 * size));
+	REFUSED(failures, EFAULT, dmabuf_grow(fd, size, 0, size));
 
 	/* By another kind of access. */
-	TRY(successes, can_reopen(fd, O_RDWR));
-	TRY(successes, can_reopen(fd, O_RDONLY));
-	TRY(successes, read(fd, &value, sizeof(value)) > 0);
-	TRY(successes, pwrite(fd, &value, sizeof(value), 0) > 0);
-	TRY(successes, !ftruncate(fd, 2 * size));
-	TRY(successes, !fallocate(fd, 0, 0, 2 * size));
+	REFUSED(failures, ENXIO, dmabuf_reopen(fd, O_RDWR));
+	REFUSED(failures, ENXIO, dmabuf_reopen(fd, O_RDONLY));
+	REFUSED(failures, EINVAL, read(fd, &value, sizeof(value)) < 0 ? -errno : 0);
+	REFUSED(failures, ESPIPE, pread(fd, &value, sizeof(value), 0) < 0 ? -errno : 0);
+	REFUSED(failures, EINVAL, write(fd, &value, sizeof(value)) < 0 ? -errno : 0);
+	REFUSED(failures, ESPIPE, pwrite(fd, &value, sizeof(value), 0) < 0 ? -errno : 0);
+	REFUSED(failures, EINVAL, ftruncate(fd, 2 * size) ? -errno : 0);
+	REFUSED(failures, ENODEV, fallocate(fd, 0, 0, 2 * size) ? -errno : 0);
 
-	/* By treating it as the device. */
-	TRY(successes, !ioctl(fd, VFIO_DEVICE_GET_INFO, &info));
-	TRY(successes, !ioctl(fd, VFIO_DEVICE_GET_REGION_INFO, &region));
-	TRY(successes, !ioctl(fd, VFIO_DEVICE_RESET, NULL));
-	TRY(successes, can_feature(fd, VFIO_DEVICE_FEATURE_GET |
-				       VFIO_DEVICE_FEATURE_DMA_BUF, &export, sizeof(export)));
-	TRY(successes, can_feature(fd, FEATURE_REVOKE, &revoke, sizeof(revoke)));
-	TRY(successes, can_feature(fd, VFIO_DEVICE_FEATURE_SET |
-				       VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR,
-				   &memattr, sizeof(memattr)));
+	/* By treating it as the device, or as a container with the device. */
+	REFUSED(failures, ENOTTY, dmabuf_ioctl(fd, VFIO_DEVICE_GET_INFO, &info));
+	REFUSED(failures, ENOTTY, dmabuf_ioctl(fd, VFIO_DEVICE_GET_REGION_INFO, &region));
+	REFUSED(failures, ENOTTY, dmabuf_ioctl(fd, VFIO_DEVICE_SET_IRQS, &irqs));
+	REFUSED(failures, ENOTTY, dmabuf_ioctl(fd, VFIO_DEVICE_RESET, NULL));
+	REFUSED(failures, ENOTTY, dmabuf_hot_reset(fd));
+	REFUSED(failures, ENOTTY, dmabuf_bind(fd));
+	REFUSED(failures, ENOTTY, dmabuf_type1_map(fd, size));
+	REFUSED(failures, ENOTTY, dmabuf_feature(fd, FEATURE_REVOKE, &revoke, sizeof(revoke)));
+	REFUSED(failures, ENOTTY, dmabuf_feature(fd, VFIO_DEVICE_FEATURE_GET |
+						     VFIO_DEVICE_FEATURE_DMA_BUF,
+						 &export, sizeof(export)));
+	REFUSED(failures, ENOTTY, dmabuf_feature(fd, VFIO_DEVICE_FEATURE_SET |
+						     VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR,
+						 &memattr, sizeof(memattr)));
+	REFUSED(failures, ENOTTY, dmabuf_feature(fd, VFIO_DEVICE_FEATURE_SET |
+						     VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY,
+						 NULL, 0));
 
-	return successes;
-}
-
-static int subordinate_main(void)
-{
-	struct request request;
-	struct answer answer;
-	void *vaddr = NULL;
-	int fd = -1;
-
-	while (read(SUBORDINATE_SOCKET, &request, sizeof(request)) == sizeof(request)) {
-		answer = (struct answer) {};
-
-		switch (request.operation) {
-		case OP_RECEIVE:
-			fd = fd_receive(SUBORDINATE_SOCKET, &answer.value);
-			break;
-		case OP_MAP:
-			answer.result = __dmabuf_map(fd, 0, request.size,
-						     PROT_READ | PROT_WRITE, &vaddr);
-			break;
-		case OP_READ:
-			answer.result = __mmio_read32(vaddr, &answer.value);
-			break;
-		case OP_WRITE:
-			answer.result = __mmio_write32(vaddr, request.value);
-			break;
-		case OP_SPIN:
-			while (!answer.result)
-				answer.result = __mmio_read32(vaddr, &answer.value);
-			break;
-		case OP_ESCAPE:
-			answer.result = subordinate_escape(fd, request.size);
-			break;
-		}
-
-		if (write(SUBORDINATE_SOCKET, &answer, sizeof(answer)) != sizeof(answer))
-			break;
-	}
-
-	return KSFT_PASS;
+	return failures;
 }
 
 /*
  * Primary
  */
-
-struct subordinate {
-	pid_t pid;
-	int socket;
-};
-
-static void subordinate_start(struct subordinate *sub)
-{
-	struct timeval timeout = { .tv_sec = ANSWER_TIMEOUT_S };
-	int sockets[2];
-
-	VFIO_ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), 0);
-	VFIO_ASSERT_EQ(setsockopt(sockets[0], SOL_SOCKET, SO_RCVTIMEO, &timeout,
-				  sizeof(timeout)), 0);
-
-	sub->pid = fork();
-	VFIO_ASSERT_GE(sub->pid, 0);
-
-	if (!sub->pid) {
-		/* Leave nothing of the primary behind: no fd, no memory. */
-		dup2(sockets[1], SUBORDINATE_SOCKET);
-		close_range(SUBORDINATE_SOCKET + 1, UINT_MAX, 0);
-		fcntl(SUBORDINATE_SOCKET, F_SETFD, 0);
-		execl("/proc/self/exe", "subordinate", "--subordinate", NULL);
-		_exit(KSFT_FAIL);
-	}
-
-	VFIO_ASSERT_EQ(close(sockets[1]), 0);
-	sub->socket = sockets[0];
-}
-
-static void subordinate_ask_only(struct subordinate *sub, enum operation operation,
-				 u64 size, u32 value)
-{
-	struct request request = {
-		.operation = operation,
-		.size = size,
-		.value = value,
-	};
-
-	VFIO_ASSERT_EQ(write(sub->socket, &request, sizeof(request)), sizeof(request));
-}
-
-static struct answer subordinate_answer(struct subordinate *sub)
-{
-	struct answer answer;
-
-	VFIO_ASSERT_EQ(read(sub->socket, &answer, sizeof(answer)), sizeof(answer),
-		       "Subordinate %d does not answer\n", sub->pid);
-	return answer;
-}
-
-static int subordinate_ask(struct subordinate *sub, enum operation operation,
-			   u64 size, u32 value)
-{
-	subordinate_ask_only(sub, operation, size, value);
-	return subordinate_answer(sub).result;
-}
-
-static int subordinate_read(struct subordinate *sub, u32 *value)
-{
-	struct answer answer;
-
-	subordinate_ask_only(sub, OP_READ, 0, 0);
-	answer = subordinate_answer(sub);
-	*value = answer.value;
-	return answer.result;
-}
-
-static void subordinate_give(struct subordinate *sub, int fd)
-{
-	subordinate_ask_only(sub, OP_RECEIVE, 0, 0);
-	fd_send(sub->socket, fd, 0);
-	VFIO_ASSERT_EQ(subordinate_answer(sub).result, 0);
-}
-
-static int subordinate_end(struct subordinate *sub)
-{
-	int status;
-
-	VFIO_ASSERT_EQ(close(sub->socket), 0);
-	VFIO_ASSERT_EQ(waitpid(sub->pid, &status, 0), sub->pid);
-	return status;
-}
-
-static u64 now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
-}
 
 #define NR_SUBORDINATES 3
 
@@ -320,21 +218,21 @@ FIXTURE_VARIANT(vfio_pci_dmabuf_vend) {
 	const char *iommu_mode;
 };
 
-#define FIXTURE_VARIANT_ADD_IOMMU_MODE(_iommu_mode)		\
-FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_vend, _iommu_mode) {	\
-	.iommu_mode = #_iommu_mode,				\
-}
+/* Two ways to open the device are two ways for it to be closed. */
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_vend, group) {
+	.iommu_mode = MODE_VFIO_TYPE1V2_IOMMU,
+};
 
-FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES();
-
-#undef FIXTURE_VARIANT_ADD_IOMMU_MODE
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_vend, cdev) {
+	.iommu_mode = MODE_IOMMUFD,
+};
 
 static void vend(struct setup *s, int page, struct subordinate *sub)
 {
 	s->fds[page] = vfio_pci_dmabuf_export_range(s->device, s->index,
 						    page * s->page_size, s->page_size);
 	subordinate_give(sub, s->fds[page]);
-	VFIO_ASSERT_EQ(subordinate_ask(sub, OP_MAP, s->page_size, 0), 0);
+	VFIO_ASSERT_EQ(subordinate_ask(sub, SUBORDINATE_MAP, s->page_size, 0), 0);
 }
 
 FIXTURE_SETUP(vfio_pci_dmabuf_vend)
@@ -422,7 +320,7 @@ TEST_F(vfio_pci_dmabuf_vend, isolation)
 	for (i = 0; i < NR_SUBORDINATES; i++) {
 		ASSERT_EQ(0, subordinate_read(&s->subs[i], &value));
 		ASSERT_EQ(0, value);
-		ASSERT_EQ(0, subordinate_ask(&s->subs[i], OP_WRITE, 0, 0x5b000001 + i));
+		ASSERT_EQ(0, subordinate_ask(&s->subs[i], SUBORDINATE_WRITE, 0, 0x5b000001 + i));
 	}
 
 	for (i = 0; i < NR_SUBORDINATES; i++) {
@@ -438,7 +336,7 @@ TEST_F(vfio_pci_dmabuf_vend, no_escape)
 {
 	struct setup *s = &self->s;
 
-	ASSERT_EQ(0, subordinate_ask(&s->subs[0], OP_ESCAPE, s->page_size, 0));
+	ASSERT_EQ(0, subordinate_ask(&s->subs[0], SUBORDINATE_OTHER, s->page_size, 0));
 	ASSERT_EQ(NR_SUBORDINATES - 1, others_alive(s));
 }
 
@@ -453,7 +351,7 @@ TEST_F(vfio_pci_dmabuf_vend, revoke_idle)
 	EXPECT_LT(ms, REVOKE_LIMIT_MS);
 
 	EXPECT_EQ(-EFAULT, subordinate_read(&s->subs[0], &value));
-	EXPECT_EQ(-ENODEV, subordinate_ask(&s->subs[0], OP_MAP, s->page_size, 0));
+	EXPECT_EQ(-ENODEV, subordinate_ask(&s->subs[0], SUBORDINATE_MAP, s->page_size, 0));
 	EXPECT_EQ(NR_SUBORDINATES - 1, others_alive(s));
 }
 
@@ -462,12 +360,12 @@ TEST_F(vfio_pci_dmabuf_vend, revoke_spinning)
 	struct setup *s = &self->s;
 	u64 ms;
 
-	subordinate_ask_only(&s->subs[0], OP_SPIN, 0, 0);
+	subordinate_ask_only(&s->subs[0], SUBORDINATE_SPIN, 0, 0);
 	EXPECT_EQ(NR_SUBORDINATES - 1, others_alive(s));
 
 	ASSERT_EQ(0, revoke_first(s, &ms));
 	EXPECT_LT(ms, REVOKE_LIMIT_MS);
-	EXPECT_EQ(-EFAULT, subordinate_answer(&s->subs[0]).result);
+	EXPECT_EQ(-EFAULT, subordinate_answer(&s->subs[0], NULL));
 	EXPECT_EQ(NR_SUBORDINATES - 1, others_alive(s));
 }
 
@@ -506,6 +404,33 @@ TEST_F(vfio_pci_dmabuf_vend, revoke_crashed)
 	vend(s, 0, &s->subs[0]);
 }
 
+/* One slice, all of them, two maps each. */
+TEST_F(vfio_pci_dmabuf_vend, revoke_shared)
+{
+	struct setup *s = &self->s;
+	u32 value;
+	u64 ms;
+	int i;
+
+	for (i = 1; i < NR_SUBORDINATES; i++) {
+		subordinate_give(&s->subs[i], s->fds[0]);
+		ASSERT_EQ(0, subordinate_ask(&s->subs[i], SUBORDINATE_MAP, s->page_size, 0));
+		ASSERT_EQ(0, subordinate_read(&s->subs[i], &value));
+		ASSERT_EQ(0, subordinate_ask(&s->subs[i], SUBORDINATE_MAP, s->page_size, 0));
+	}
+	for (i = 0; i < NR_SUBORDINATES; i++)
+		subordinate_ask_only(&s->subs[i], SUBORDINATE_SPIN, 0, 0);
+
+	ASSERT_EQ(0, revoke_first(s, &ms));
+	EXPECT_LT(ms, REVOKE_LIMIT_MS);
+
+	for (i = 0; i < NR_SUBORDINATES; i++) {
+		EXPECT_EQ(-EFAULT, subordinate_answer(&s->subs[i], NULL));
+		EXPECT_EQ(-ENODEV, subordinate_ask(&s->subs[i], SUBORDINATE_MAP,
+						   s->page_size, 0));
+	}
+}
+
 TEST_F(vfio_pci_dmabuf_vend, vend_anew)
 {
 	struct setup *s = &self->s;
@@ -514,7 +439,7 @@ TEST_F(vfio_pci_dmabuf_vend, vend_anew)
 	u64 ms;
 
 	if (s->is_ram)
-		ASSERT_EQ(0, subordinate_ask(first, OP_WRITE, 0, 0x0bad0bad));
+		ASSERT_EQ(0, subordinate_ask(first, SUBORDINATE_WRITE, 0, 0x0bad0bad));
 	ASSERT_EQ(0, revoke_first(s, &ms));
 	ASSERT_EQ(0, close(s->fds[0]));
 
@@ -525,7 +450,7 @@ TEST_F(vfio_pci_dmabuf_vend, vend_anew)
 		ASSERT_EQ(0x0bad0bad, value);
 
 	EXPECT_EQ(-EFAULT, subordinate_read(first, &value));
-	EXPECT_EQ(-ENODEV, subordinate_ask(first, OP_MAP, s->page_size, 0));
+	EXPECT_EQ(-ENODEV, subordinate_ask(first, SUBORDINATE_MAP, s->page_size, 0));
 }
 
 /* A reset is a pause for those who are in the middle of it, and no more. */
@@ -538,7 +463,7 @@ TEST_F(vfio_pci_dmabuf_vend, reset)
 	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
 		SKIP(return, "Device does not support reset");
 
-	subordinate_ask_only(&s->subs[0], OP_SPIN, 0, 0);
+	subordinate_ask_only(&s->subs[0], SUBORDINATE_SPIN, 0, 0);
 
 	for (i = 0; i < 3; i++) {
 		vfio_pci_device_reset(s->device);
@@ -550,20 +475,123 @@ TEST_F(vfio_pci_dmabuf_vend, reset)
 	EXPECT_EQ(EAGAIN, errno);
 
 	vfio_pci_dmabuf_revoke(s->device, s->fds[0]);
-	EXPECT_EQ(-EFAULT, subordinate_answer(&s->subs[0]).result);
+	EXPECT_EQ(-EFAULT, subordinate_answer(&s->subs[0], NULL));
+}
+
+#define CGROUP_ROOT	"/sys/fs/cgroup"
+#define CGROUP		CGROUP_ROOT "/vfio_pci_dmabuf_vend_test"
+#define CGROUP_LIMIT	"8M"
+
+/* More than there is memory for. */
+#define MANY_FILES	(1024 * 1024)
+
+/* Enough for the kernel to need more than a few pages at once. */
+#define MANY_RANGES	4096
+
+/* No longer than it takes to fill CGROUP_LIMIT, on a slow machine. */
+#define HUNGRY_LIMIT_MS	20000
+
+static int file_write(const char *path, const char *text)
+{
+	int fd, r = 0;
+
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return -errno;
+
+	if (write(fd, text, strlen(text)) < 0)
+		r = -errno;
+	close(fd);
+	return r;
+}
+
+/* Export and map until that fails or somebody puts an end to it. */
+static void hungry(struct setup *s, int nr_ranges)
+{
+	struct vfio_region_dma_range *ranges = calloc_assert(nr_ranges, sizeof(*ranges));
+	struct rlimit limit = { MANY_FILES, MANY_FILES };
+	void *vaddr;
+	int i, r;
+
+	VFIO_ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+
+	for (i = 0; i < nr_ranges; i++) {
+		ranges[i].offset = (i & 1) * s->page_size;
+		ranges[i].length = s->page_size;
+	}
+
+	VFIO_ASSERT_EQ(file_write(CGROUP "/cgroup.procs", "0"), 0);
+
+	do {
+		r = __vfio_pci_dmabuf_export(s->device, s->index, O_RDWR, ranges, nr_ranges);
+		if (r >= 0)
+			r = __dmabuf_map(r, 0, s->page_size, PROT_READ, &vaddr);
+		if (!r)
+			mmio_read32(vaddr);
+	} while (!r);
+
+	_exit(-r);
+}
+
+/* The kernel's report of somebody who was killed looks like one of a fault. */
+#define KLOG_CONSOLE_OFF	6
+#define KLOG_CONSOLE_ON		7
+
+static void feed(struct __test_metadata *_metadata, struct setup *s, int nr_ranges)
+{
+	int status = -1;
+	pid_t pid;
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		hungry(s, nr_ranges);
+
+	EXPECT_EQ(0, __process_wait(pid, &status, HUNGRY_LIMIT_MS)) {
+		kill(pid, SIGKILL);
+		waitpid(pid, &status, 0);
+	}
+
+	if (WIFEXITED(status)) {
+		EXPECT_EQ(ENOMEM, WEXITSTATUS(status));
+	} else {
+		EXPECT_EQ(SIGKILL, WTERMSIG(status));
+	}
+	TH_LOG("%d ranges: %s", nr_ranges, WIFEXITED(status) ? "ENOMEM" : "killed");
+}
+
+/* What the kernel allocates for a DMABUF is on the account of who exports it. */
+TEST_F(vfio_pci_dmabuf_vend, memory_limit)
+{
+	struct setup *s = &self->s;
+	long nr_dmabufs = dmabuf_count();
+
+	if (file_write(CGROUP_ROOT "/cgroup.subtree_control", "+memory") ||
+	    (mkdir(CGROUP, 0755) && errno != EEXIST) ||
+	    file_write(CGROUP "/memory.max", CGROUP_LIMIT))
+		SKIP(return, "No limits of memory: they need cgroup2 at " CGROUP_ROOT);
+
+	klogctl(KLOG_CONSOLE_OFF, NULL, 0);
+	feed(_metadata, s, 1);
+	feed(_metadata, s, MANY_RANGES);
+	klogctl(KLOG_CONSOLE_ON, NULL, 0);
+
+	EXPECT_EQ(nr_dmabufs, dmabuf_count());
+	EXPECT_EQ(0, rmdir(CGROUP));
+	EXPECT_EQ(NR_SUBORDINATES - 1, others_alive(s));
 }
 
 /*
  * The primary itself is a process that dies. There is no fixture for it, as it
  * must be the only one that has the device open.
  */
-static void doomed_primary(const char *mode, struct subordinate *sub)
+static void doomed_primary(struct subordinate *subs)
 {
 	struct vfio_pci_device *device;
 	struct iommu *iommu;
-	int index, fd;
+	int index, fd, i;
 
-	iommu = iommu_init(mode);
+	iommu = iommu_init(default_iommu_mode);
 	device = vfio_pci_device_init(device_bdf, iommu);
 	index = vfio_pci_ram_bar(device);
 
@@ -572,43 +600,76 @@ static void doomed_primary(const char *mode, struct subordinate *sub)
 		_exit(KSFT_SKIP);
 
 	fd = vfio_pci_dmabuf_export_range(device, index, 0, getpagesize());
-	subordinate_give(sub, fd);
-	VFIO_ASSERT_EQ(subordinate_ask(sub, OP_MAP, getpagesize(), 0), 0);
-	VFIO_ASSERT_EQ(subordinate_ask(sub, OP_WRITE, 0, 0x11fe), 0);
-	subordinate_ask_only(sub, OP_SPIN, 0, 0);
+	for (i = 0; i < NR_SUBORDINATES; i++) {
+		subordinate_give(&subs[i], fd);
+		VFIO_ASSERT_EQ(subordinate_ask(&subs[i], SUBORDINATE_MAP, getpagesize(), 0), 0);
+		VFIO_ASSERT_EQ(subordinate_ask(&subs[i], SUBORDINATE_WRITE, 0, 0x11fe), 0);
+	}
+	subordinate_ask_only(&subs[0], SUBORDINATE_SPIN, 0, 0);
+	kill(subs[1].pid, SIGSTOP);
 
 	kill(getpid(), SIGKILL);
 }
 
 TEST(primary_dies_first)
 {
-	struct subordinate sub;
-	int status;
+	struct subordinate subs[NR_SUBORDINATES];
+	struct vfio_pci_device *device;
+	struct iommu *iommu;
+	int fd, i, status;
+	u32 value;
+	void *bar;
 	pid_t pid;
 
-	subordinate_start(&sub);
+	for (i = 0; i < NR_SUBORDINATES; i++)
+		subordinate_start(&subs[i]);
 
 	pid = fork();
 	ASSERT_GE(pid, 0);
 	if (!pid)
-		doomed_primary(default_iommu_mode, &sub);
+		doomed_primary(subs);
 
 	ASSERT_EQ(pid, waitpid(pid, &status, 0));
 	if (WIFEXITED(status)) {
-		subordinate_end(&sub);
+		for (i = 0; i < NR_SUBORDINATES; i++)
+			subordinate_end(&subs[i]);
 		ASSERT_EQ(KSFT_SKIP, WEXITSTATUS(status));
 		SKIP(return, "The device or the kernel lacks what it takes");
 	}
 
-	EXPECT_EQ(-EFAULT, subordinate_answer(&sub).result);
-	EXPECT_EQ(-ENODEV, subordinate_ask(&sub, OP_MAP, getpagesize(), 0));
-	ASSERT_EQ(0, subordinate_end(&sub));
+	/* Its successor need not wait for anybody to lend the slice again. */
+	iommu = iommu_init(default_iommu_mode);
+	device = vfio_pci_device_init(device_bdf, iommu);
+	bar = device->bars[vfio_pci_ram_bar(device)].vaddr;
+	mmio_write32(bar, 0x5ccce550);
+	fd = vfio_pci_dmabuf_export_range(device, vfio_pci_ram_bar(device), 0, getpagesize());
+
+	EXPECT_EQ(-EFAULT, subordinate_answer(&subs[0], NULL));
+	ASSERT_EQ(0, kill(subs[1].pid, SIGCONT));
+	for (i = 0; i < NR_SUBORDINATES; i++) {
+		EXPECT_EQ(-EFAULT, subordinate_read(&subs[i], &value));
+		EXPECT_EQ(-EFAULT, subordinate_ask(&subs[i], SUBORDINATE_WRITE, 0, 0x0bad));
+		EXPECT_EQ(-ENODEV, subordinate_ask(&subs[i], SUBORDINATE_MAP,
+						   getpagesize(), 0));
+	}
+
+	subordinate_give(&subs[2], fd);
+	ASSERT_EQ(0, subordinate_ask(&subs[2], SUBORDINATE_MAP, getpagesize(), 0));
+	ASSERT_EQ(0, subordinate_read(&subs[2], &value));
+	EXPECT_EQ(0x5ccce550, value);
+	EXPECT_EQ(-EFAULT, subordinate_read(&subs[1], &value));
+
+	for (i = 0; i < NR_SUBORDINATES; i++)
+		ASSERT_EQ(0, subordinate_end(&subs[i]));
+	ASSERT_EQ(0, close(fd));
+	vfio_pci_device_cleanup(device);
+	iommu_cleanup(iommu);
 }
 
 int main(int argc, char *argv[])
 {
-	if (argc == 2 && !strcmp(argv[1], "--subordinate"))
-		return subordinate_main();
+	if (argc == 2 && !strcmp(argv[1], SUBORDINATE_ARG))
+		return subordinate_main(subordinate_escape);
 
 	device_bdf = vfio_selftests_get_bdf(&argc, argv);
 	return test_harness_run(argc, argv);

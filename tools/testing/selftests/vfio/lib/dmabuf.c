@@ -151,6 +151,23 @@ int __dmabuf_map(int fd, u64 offset, u64 size, int prot, void **vaddr)
 	return *vaddr == MAP_FAILED ? -errno : 0;
 }
 
+long dmabuf_count(void)
+{
+	long count = -1;
+	char line[1024];
+	FILE *file;
+
+	file = fopen("/sys/kernel/debug/dma_buf/bufinfo", "r");
+	if (!file)
+		return -1;
+
+	while (fgets(line, sizeof(line), file))
+		sscanf(line, "Total %ld objects", &count);
+
+	fclose(file);
+	return count;
+}
+
 int __iommu_map_dmabuf(struct iommu *iommu, int dmabuf_fd, u64 offset, u64 size,
 		       iova_t iova, u32 flags)
 {

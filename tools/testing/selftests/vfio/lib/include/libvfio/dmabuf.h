@@ -130,6 +130,15 @@ static inline void dmabuf_unmap(void *vaddr, u64 size)
 }
 
 /**
+ * dmabuf_count() - How many DMABUFs there are on this machine.
+ *
+ * Needs debugfs.
+ *
+ * Return: The number, -1 if there is no way to tell.
+ */
+long dmabuf_count(void);
+
+/**
  * __iommu_map_dmabuf() - Let the devices behind an IOAS reach a DMABUF.
  * @iommu: Has to be of MODE_IOMMUFD, others cannot do that
  * @offset: Of the part to map, in the DMABUF

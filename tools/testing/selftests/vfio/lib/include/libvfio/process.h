@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_PROCESS_H
+#define SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_PROCESS_H
+
+#include <stdbool.h>
+
+#include <sys/types.h>
+
+#include <linux/types.h>
+
+#include <libvfio/assert.h>
+
+/*
+ * Other processes that take part in a test.
+ */
+
+/* Milliseconds of CLOCK_MONOTONIC. */
+u64 now_ms(void);
+
+/**
+ * __process_wait() - Wait for a child to end, but not for ever.
+ * @status: As for waitpid(2)
+ *
+ * Return: 0, -ETIMEDOUT if the child has not ended in time.
+ */
+int __process_wait(pid_t pid, int *status, int timeout_ms);
+
+/**
+ * process_blocks() - Wait until a child sleeps where only a kill can wake it.
+ *
+ * Return: True if it does, false if it has ended instead.
+ */
+bool process_blocks(pid_t pid);
+
+/*
+ * A subordinate is a process that was lent a DMABUF. It runs the program of the
+ * test, but shares nothing with it other than a socket, by which it gets a
+ * DMABUF and is told what to do.
+ */
+struct subordinate {
+	pid_t pid;
+	int socket;
+};
+
+enum subordinate_operation {
+	/* Receive the DMABUF that follows as a message of its own. */
+	SUBORDINATE_RECEIVE,
+	/* Close it. */
+	SUBORDINATE_CLOSE,
+	/* Map its first @size bytes: 0 or -errno. */
+	SUBORDINATE_MAP,
+	SUBORDINATE_UNMAP,
+	/* Read the start of the map: 0 or -errno. */
+	SUBORDINATE_READ,
+	/* Write @value there: 0 or -errno. */
+	SUBORDINATE_WRITE,
+	/* Read over and over, without looking at the socket, until it fails. */
+	SUBORDINATE_SPIN,
+	/* Map @size bytes of the DMABUF into an IOAS: 0 or -errno. */
+	SUBORDINATE_IMPORT,
+	SUBORDINATE_UNIMPORT,
+	/* Open one more O_PATH descriptor of it: 0 or -errno. */
+	SUBORDINATE_PIN,
+	/* Close all of those. */
+	SUBORDINATE_UNPIN,
+	/* Whatever the program's own function does. */
+	SUBORDINATE_OTHER,
+};
+
+/* How long a subordinate may take to answer. */
+#define SUBORDINATE_TIMEOUT_S	20
+
+/* What main() finds in argv[1] if it is that of a subordinate. */
+#define SUBORDINATE_ARG		"--subordinate"
+
+/**
+ * subordinate_main() - All that main() has to do in a subordinate.
+ * @other: Function for SUBORDINATE_OTHER, called with the DMABUF, or -1, and
+ *	what the request has
+ */
+int subordinate_main(int (*other)(int fd, u64 size, u32 value));
+
+void subordinate_start(struct subordinate *sub);
+
+/* Let it end by itself, or find that it has. Returns as waitpid() does. */
+int subordinate_end(struct subordinate *sub);
+
+/* Make a request without waiting for the answer. */
+void subordinate_ask_only(struct subordinate *sub, enum subordinate_operation operation,
+			  u64 size, u32 value);
+
+/* Wait for the answer to a request; @value, if not NULL, is what was read. */
+int subordinate_answer(struct subordinate *sub, u32 *value);
+
+static inline int subordinate_ask(struct subordinate *sub,
+				  enum subordinate_operation operation, u64 size, u32 value)
+{
+	subordinate_ask_only(sub, operation, size, value);
+	return subordinate_answer(sub, NULL);
+}
+
+static inline int subordinate_read(struct subordinate *sub, u32 *value)
+{
+	subordinate_ask_only(sub, SUBORDINATE_READ, 0, 0);
+	return subordinate_answer(sub, value);
+}
+
+/* Hand over a DMABUF. */
+void subordinate_give(struct subordinate *sub, int fd);
+
+#endif /* SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_PROCESS_H */

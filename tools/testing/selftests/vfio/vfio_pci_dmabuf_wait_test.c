@@ -1,0 +1,682 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Test waiting for the importers of a DMABUF.
+ *
+ * Whoever was lent a DMABUF can attach a fence to it that never signals, and the
+ * kernel cannot know that it is not the one of an importer. So what waits for
+ * importers may wait for ever. Test that this hurts nobody but the waiting
+ * process, and that the process can be killed. The importer is iommufd.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <linux/dma-buf.h>
+#include <linux/iommufd.h>
+#include <linux/kernel.h>
+#include <linux/sizes.h>
+#include <linux/vfio.h>
+
+#include <libvfio.h>
+
+#include "lib/drivers/edu/registers.h"
+#include "kselftest_harness.h"
+
+#define FEATURE_REVOKE	(VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE)
+#define RW		(IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE)
+#define IMPORT_IOVA	SZ_1M
+
+/* For what ends without waiting for a fence, on a slow machine. */
+#define PROMPT_MS	5000
+
+/* The kernel waits 10 s for fences if nobody can be killed instead. */
+#define CLOSE_LIMIT_MS	15000
+
+static const char *device_bdf;
+static const char *other_bdf;
+
+/* Of drivers/dma-buf/sw_sync.c, which keeps them to itself. */
+struct sw_sync_create_fence_data {
+	__u32 value;
+	char name[32];
+	__s32 fence;
+};
+
+#define SW_SYNC			"/sys/kernel/debug/sync/sw_sync"
+#define SW_SYNC_IOC_CREATE_FENCE _IOWR('W', 0, struct sw_sync_create_fence_data)
+#define SW_SYNC_IOC_INC		_IOW('W', 1, __u32)
+
+/* Attach a fence to a DMABUF. Return the fd of its timeline. */
+static int fence_attach(int dmabuf_fd)
+{
+	struct dma_buf_import_sync_file import = { .flags = DMA_BUF_SYNC_RW };
+	struct sw_sync_create_fence_data create = { .value = 1 };
+	int timeline;
+
+	timeline = open(SW_SYNC, O_RDWR | O_CLOEXEC);
+	VFIO_ASSERT_GE(timeline, 0);
+	ioctl_assert(timeline, SW_SYNC_IOC_CREATE_FENCE, &create);
+
+	import.fd = create.fence;
+	ioctl_assert(dmabuf_fd, DMA_BUF_IOCTL_IMPORT_SYNC_FILE, &import);
+	VFIO_ASSERT_EQ(close(create.fence), 0);
+	return timeline;
+}
+
+static void fence_signal(int timeline)
+{
+	u32 increment = 1;
+
+	ioctl_assert(timeline, SW_SYNC_IOC_INC, &increment);
+	VFIO_ASSERT_EQ(close(timeline), 0);
+}
+
+/* What all tests work with. */
+struct setup {
+	struct iommu *iommu;
+	struct vfio_pci_device *device;
+	struct vfio_pci_device *other;
+	long page_size;
+	int index;
+	void *bar;
+
+	/* The first page of the BAR, which the test is about. */
+	int fd;
+	void *vaddr;
+	struct iommu *importer;
+
+	/* The next one, with no fence and no importer. */
+	int next_fd;
+	void *next_vaddr;
+};
+
+FIXTURE(vfio_pci_dmabuf_wait) {
+	struct setup s;
+};
+
+static int import(struct setup *s)
+{
+	return __iommu_map_dmabuf(s->importer, s->fd, 0, s->page_size, IMPORT_IOVA, RW);
+}
+
+static void unimport(struct setup *s)
+{
+	iommu_unmap_dmabuf(s->importer, IMPORT_IOVA, s->page_size);
+}
+
+static void setup_lend(struct setup *s)
+{
+	s->fd = vfio_pci_dmabuf_export_range(s->device, s->index, 0, s->page_size);
+	s->vaddr = dmabuf_map(s->fd, 0, s->page_size);
+	s->next_fd = vfio_pci_dmabuf_export_range(s->device, s->index, s->page_size,
+						  s->page_size);
+	s->next_vaddr = dmabuf_map(s->next_fd, 0, s->page_size);
+}
+
+FIXTURE_SETUP(vfio_pci_dmabuf_wait)
+{
+	struct setup *s = &self->s;
+
+	if (access(SW_SYNC, R_OK | W_OK))
+		SKIP(return, "No fences: they need debugfs and CONFIG_SW_SYNC");
+
+	s->page_size = getpagesize();
+	s->iommu = iommu_init(MODE_IOMMUFD);
+	s->importer = iommu_init(MODE_IOMMUFD);
+	s->device = vfio_pci_device_init(device_bdf, s->iommu);
+	if (other_bdf)
+		s->other = vfio_pci_device_init(other_bdf, s->iommu);
+	s->index = vfio_pci_ram_bar(s->device);
+
+	if (s->index < 0)
+		SKIP(return, "The device has no BAR with RAM");
+	if (!vfio_pci_has_feature(s->device, FEATURE_REVOKE))
+		SKIP(return, "The kernel does not revoke DMABUFs");
+	if (!vfio_pci_has_dmabuf_mmap(s->device, s->index))
+		SKIP(return, "The kernel does not map exported DMABUFs");
+
+	s->bar = s->device->bars[s->index].vaddr;
+	setup_lend(s);
+}
+
+FIXTURE_TEARDOWN(vfio_pci_dmabuf_wait)
+{
+	struct setup *s = &self->s;
+
+	dmabuf_unmap(s->vaddr, s->page_size);
+	dmabuf_unmap(s->next_vaddr, s->page_size);
+	VFIO_ASSERT_EQ(close(s->fd), 0);
+	VFIO_ASSERT_EQ(close(s->next_fd), 0);
+	if (s->other)
+		vfio_pci_device_cleanup(s->other);
+	vfio_pci_device_cleanup(s->device);
+	iommu_cleanup(s->importer);
+	iommu_cleanup(s->iommu);
+}
+
+/*
+ * The operations that wait for importers. Those that do something to the device
+ * undo it in the end.
+ */
+
+struct operation {
+	const char *name;
+
+	/* Runs in a child. 0 or -errno, -EOPNOTSUPP if the device cannot do it. */
+	int (*act)(struct setup *s);
+
+	/* Whether it has happened, by what the device says. */
+	bool (*done)(struct setup *s);
+
+	int (*undo)(struct setup *s);
+};
+
+static int memory_disable(struct setup *s)
+{
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	return 0;
+}
+
+static bool memory_disabled(struct setup *s)
+{
+	return !(vfio_pci_config_readw(s->device, PCI_COMMAND) & PCI_COMMAND_MEMORY);
+}
+
+static int memory_enable(struct setup *s)
+{
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	return 0;
+}
+
+static int d3_enter(struct setup *s)
+{
+	return __vfio_pci_set_power_state(s->device, 3);
+}
+
+static bool d3_entered(struct setup *s)
+{
+	u8 pos = vfio_pci_find_capability(s->device, PCI_CAP_ID_PM);
+
+	return vfio_pci_config_readw(s->device, pos + PCI_PM_CTRL) & PCI_PM_CTRL_STATE_MASK;
+}
+
+static int d3_leave(struct setup *s)
+{
+	return __vfio_pci_set_power_state(s->device, 0);
+}
+
+static int low_power_enter(struct setup *s)
+{
+	return __vfio_pci_low_power_entry(s->device);
+}
+
+static bool low_power_entered(struct setup *s)
+{
+	u32 value;
+
+	return __mmio_read32(s->bar, &value) == -EFAULT;
+}
+
+static int low_power_leave(struct setup *s)
+{
+	return __vfio_pci_low_power_exit(s->device);
+}
+
+static int flr(struct setup *s)
+{
+	return __vfio_pci_device_flr(s->device);
+}
+
+static int reset(struct setup *s)
+{
+	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
+		return -EOPNOTSUPP;
+
+	return __vfio_pci_device_reset(s->device);
+}
+
+static int hot_reset(struct setup *s)
+{
+	int r = __vfio_pci_device_hot_reset(s->device);
+
+	/* Other devices would be reset as well, or the bus has no reset. */
+	return r == -EINVAL || r == -ENODEV ? -EOPNOTSUPP : r;
+}
+
+static const struct operation operations[] = {
+	{ "memory disable", memory_disable, memory_disabled, memory_enable },
+	{ "D3hot", d3_enter, d3_entered, d3_leave },
+	{ "low power", low_power_enter, low_power_entered, low_power_leave },
+	/* Those below are noticed by the count that edu-plus keeps of them. */
+	{ "FLR", flr },
+	{ "reset", reset },
+	{ "hot reset", hot_reset },
+};
+
+static u32 reset_count(struct setup *s)
+{
+	return mmio_read32(s->device->bars[EDU_BAR_REGS].vaddr + EDU_PLUS_RESETS);
+}
+
+static bool counts_resets(struct setup *s)
+{
+	return s->device->driver.ops && !strcmp(s->device->driver.ops->name, "edu-plus");
+}
+
+static int revoke_first(struct setup *s)
+{
+	return __vfio_pci_dmabuf_revoke(s->device, s->fd);
+}
+
+/* Do something in a child of which the exit status is the errno. */
+static pid_t start(struct setup *s, int (*act)(struct setup *s))
+{
+	pid_t pid = fork();
+
+	VFIO_ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(-act(s));
+
+	return pid;
+}
+
+/* Return 0 or -errno of what start() began, -ETIMEDOUT if it does not end. */
+static int finish(pid_t pid)
+{
+	int status;
+
+	if (__process_wait(pid, &status, PROMPT_MS)) {
+		kill(pid, SIGKILL);
+		return -ETIMEDOUT;
+	}
+
+	return WIFEXITED(status) ? -WEXITSTATUS(status) : -EINTR;
+}
+
+/* Kill what start() began. False if that does not end it. */
+static bool finish_by_kill(pid_t pid)
+{
+	int status;
+
+	VFIO_ASSERT_EQ(kill(pid, SIGKILL), 0);
+	return !__process_wait(pid, &status, PROMPT_MS) && WIFSIGNALED(status);
+}
+
+static int read_first(struct setup *s)
+{
+	u32 value;
+
+	return __mmio_read32(s->vaddr, &value);
+}
+
+/* What has nothing to do with the memory of the device, and must not wait. */
+static int be_a_bystander(struct setup *s)
+{
+	void *vaddr;
+	int fd, r;
+
+	/* Neither mapping nor exporting, nor taking back what nobody imports. */
+	fd = vfio_pci_dmabuf_export_range(s->device, s->index, 2 * s->page_size,
+					  s->page_size);
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+	r = __vfio_pci_dmabuf_revoke(s->device, fd);
+	if (r)
+		return r;
+	dmabuf_unmap(vaddr, s->page_size);
+	VFIO_ASSERT_EQ(close(fd), 0);
+
+	vaddr = mmap(NULL, s->page_size, PROT_READ, MAP_SHARED, s->device->fd,
+		     s->device->bars[s->index].info.offset);
+	VFIO_ASSERT_NE(vaddr, MAP_FAILED);
+	dmabuf_unmap(vaddr, s->page_size);
+
+	/* Config writes, among them one that leaves the memory enabled. */
+	vfio_pci_config_writew(s->device, PCI_INTERRUPT_LINE, 0xff);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+	vfio_pci_config_readl(s->device, PCI_VENDOR_ID);
+
+	/* And other devices altogether. */
+	if (s->other) {
+		if (s->other->info.flags & VFIO_DEVICE_FLAGS_RESET)
+			vfio_pci_device_reset(s->other);
+		vfio_pci_cmd_clear(s->other, PCI_COMMAND_MEMORY);
+		vfio_pci_cmd_set(s->other, PCI_COMMAND_MEMORY);
+	}
+
+	return 0;
+}
+
+/* Whoever has another slice, or all of the BAR. */
+static int be_a_neighbour(struct setup *s)
+{
+	void *vaddr;
+
+	mmio_read32(s->bar);
+	mmio_read32(s->next_vaddr);
+
+	/* By a fault, too. */
+	vaddr = dmabuf_map(s->next_fd, 0, s->page_size);
+	mmio_write32(vaddr, 0x0b5e55ed);
+	mmio_read32(vaddr);
+	return 0;
+}
+
+/* CPU access has ended, and mapping anew. */
+static bool cpu_is_cut_off(struct setup *s)
+{
+	void *vaddr;
+
+	return read_first(s) == -EFAULT &&
+	       __dmabuf_map(s->fd, 0, s->page_size, PROT_READ, &vaddr) == -ENODEV;
+}
+
+TEST_F(vfio_pci_dmabuf_wait, revoke)
+{
+	struct setup *s = &self->s;
+	int timeline;
+	pid_t pid;
+
+	ASSERT_EQ(0, read_first(s));
+	ASSERT_EQ(0, import(s));
+	timeline = fence_attach(s->fd);
+
+	pid = start(s, revoke_first);
+	ASSERT_TRUE(process_blocks(pid));
+	EXPECT_TRUE(cpu_is_cut_off(s));
+	EXPECT_EQ(0, finish(start(s, be_a_bystander)));
+	EXPECT_EQ(0, finish(start(s, be_a_neighbour)));
+	EXPECT_EQ(-EBADFD, finish(start(s, revoke_first)));
+	EXPECT_EQ(0, waitpid(pid, NULL, WNOHANG));
+
+	fence_signal(timeline);
+	EXPECT_EQ(0, finish(pid));
+	EXPECT_TRUE(cpu_is_cut_off(s));
+
+	unimport(s);
+	EXPECT_EQ(-ENODEV, import(s));
+}
+
+/* The one who waits is killed: it has happened all the same. */
+TEST_F(vfio_pci_dmabuf_wait, revoke_killed)
+{
+	struct setup *s = &self->s;
+	int timeline;
+	pid_t pid;
+
+	ASSERT_EQ(0, read_first(s));
+	ASSERT_EQ(0, import(s));
+	timeline = fence_attach(s->fd);
+
+	pid = start(s, revoke_first);
+	ASSERT_TRUE(process_blocks(pid));
+	ASSERT_TRUE(finish_by_kill(pid));
+
+	EXPECT_TRUE(cpu_is_cut_off(s));
+	EXPECT_EQ(-EBADFD, finish(start(s, revoke_first)));
+	EXPECT_EQ(0, finish(start(s, be_a_bystander)));
+	EXPECT_EQ(0, finish(start(s, be_a_neighbour)));
+
+	/* The importer has been told. */
+	unimport(s);
+	EXPECT_EQ(-ENODEV, import(s));
+
+	/* For good, and for nobody else. */
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_TRUE(cpu_is_cut_off(s));
+	EXPECT_EQ(0, finish(start(s, be_a_neighbour)));
+
+	fence_signal(timeline);
+	EXPECT_TRUE(cpu_is_cut_off(s));
+	EXPECT_EQ(-EBADFD, revoke_first(s));
+}
+
+/* Everything that was before, other than what the importer had. */
+static bool works_again(struct setup *s)
+{
+	if (finish(start(s, read_first)) || finish(start(s, be_a_neighbour)))
+		return false;
+
+	unimport(s);
+	return !import(s);
+}
+
+/* Whether the device knows an operation, by one that need not wait. */
+static bool is_supported(struct setup *s, const struct operation *op)
+{
+	int r = finish(start(s, op->act));
+
+	if (r == -EOPNOTSUPP)
+		return false;
+
+	VFIO_ASSERT_EQ(r, 0, "No %s\n", op->name);
+	if (op->undo)
+		VFIO_ASSERT_EQ(op->undo(s), 0);
+	return true;
+}
+
+/*
+ * Begin an operation that has to wait. To access the memory is to wait as well
+ * then, as it still is there.
+ */
+static void hold(struct __test_metadata *_metadata, struct setup *s,
+		 const struct operation *op, pid_t *pid, pid_t *reader)
+{
+	*pid = start(s, op->act);
+	ASSERT_TRUE(process_blocks(*pid));
+	*reader = start(s, read_first);
+	ASSERT_TRUE(process_blocks(*reader));
+
+	EXPECT_EQ(0, finish(start(s, be_a_bystander)));
+	EXPECT_EQ(0, waitpid(*pid, NULL, WNOHANG));
+	EXPECT_EQ(0, waitpid(*reader, NULL, WNOHANG));
+}
+
+/*
+ * If the one who waits is killed then nothing has been done to the device. Once
+ * the fence has signalled it is.
+ */
+static void hold_twice(struct __test_metadata *_metadata, struct setup *s,
+		       const struct operation *op)
+{
+	u32 resets = reset_count(s);
+	pid_t pid, reader;
+	int timeline;
+
+	ASSERT_EQ(0, read_first(s));
+	ASSERT_EQ(0, import(s));
+	timeline = fence_attach(s->fd);
+
+	hold(_metadata, s, op, &pid, &reader);
+	ASSERT_TRUE(finish_by_kill(pid));
+	EXPECT_EQ(0, finish(reader));
+	EXPECT_EQ(resets, reset_count(s));
+	if (op->done) {
+		EXPECT_FALSE(op->done(s));
+	}
+	ASSERT_TRUE(works_again(s));
+
+	hold(_metadata, s, op, &pid, &reader);
+	fence_signal(timeline);
+	EXPECT_EQ(0, finish(pid));
+	if (op->done) {
+		EXPECT_EQ(-EFAULT, finish(reader));
+		EXPECT_TRUE(op->done(s));
+		EXPECT_EQ(0, op->undo(s));
+	} else {
+		EXPECT_EQ(0, finish(reader));
+		EXPECT_LT(resets, reset_count(s));
+	}
+	ASSERT_TRUE(works_again(s));
+	unimport(s);
+}
+
+TEST_F_TIMEOUT(vfio_pci_dmabuf_wait, hold, 60)
+{
+	struct setup *s = &self->s;
+	int i;
+
+	if (!counts_resets(s))
+		SKIP(return, "The device does not count its resets");
+
+	for (i = 0; i < ARRAY_SIZE(operations); i++) {
+		TH_LOG("%s", operations[i].name);
+		if (is_supported(s, &operations[i]))
+			hold_twice(_metadata, s, &operations[i]);
+	}
+}
+
+/* Fences of those who do not import are of no interest. */
+TEST_F(vfio_pci_dmabuf_wait, no_importer)
+{
+	struct setup *s = &self->s;
+	int i, timeline;
+
+	timeline = fence_attach(s->fd);
+	EXPECT_EQ(0, close(fence_attach(s->next_fd)));
+
+	for (i = 0; i < ARRAY_SIZE(operations); i++) {
+		TH_LOG("%s", operations[i].name);
+		is_supported(s, &operations[i]);
+		EXPECT_EQ(0, finish(start(s, be_a_neighbour)));
+	}
+
+	/* The importer has come and gone. */
+	ASSERT_EQ(0, import(s));
+	unimport(s);
+
+	EXPECT_EQ(0, finish(start(s, revoke_first)));
+	EXPECT_TRUE(cpu_is_cut_off(s));
+	fence_signal(timeline);
+}
+
+/*
+ * Nobody can be killed who closes a device: it waits for a while.
+ */
+FIXTURE(vfio_pci_dmabuf_close) {
+	struct setup s;
+	pid_t primary;
+	int timeline;
+};
+
+FIXTURE_VARIANT(vfio_pci_dmabuf_close) {
+	bool imported;
+};
+
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_close, imported) {
+	.imported = true,
+};
+
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_close, not_imported) {
+	.imported = false,
+};
+
+/* A process of its own has the device open, and hands out one DMABUF. */
+static void primary(int socket)
+{
+	struct vfio_pci_device *device;
+	struct iommu *iommu;
+	int index;
+
+	iommu = iommu_init(MODE_IOMMUFD);
+	device = vfio_pci_device_init(device_bdf, iommu);
+	index = vfio_pci_ram_bar(device);
+	if (index < 0 || !vfio_pci_has_feature(device, FEATURE_REVOKE) ||
+	    !vfio_pci_has_dmabuf_mmap(device, index))
+		_exit(KSFT_SKIP);
+
+	fd_send(socket, vfio_pci_dmabuf_export_range(device, index, 0, getpagesize()), 0);
+	pause();
+	_exit(KSFT_FAIL);
+}
+
+FIXTURE_SETUP(vfio_pci_dmabuf_close)
+{
+	struct setup *s = &self->s;
+	int sockets[2];
+	u32 value;
+
+	if (access(SW_SYNC, R_OK | W_OK))
+		SKIP(return, "No fences: they need debugfs and CONFIG_SW_SYNC");
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
+	self->primary = fork();
+	ASSERT_GE(self->primary, 0);
+	if (!self->primary) {
+		close(sockets[0]);
+		primary(sockets[1]);
+	}
+	ASSERT_EQ(0, close(sockets[1]));
+
+	s->page_size = getpagesize();
+	s->fd = __fd_receive(sockets[0], &value);
+	ASSERT_EQ(0, close(sockets[0]));
+	if (s->fd == -EPIPE) {
+		ASSERT_EQ(self->primary, waitpid(self->primary, NULL, 0));
+		SKIP(return, "The device or the kernel lacks what it takes");
+	}
+
+	s->vaddr = dmabuf_map(s->fd, 0, s->page_size);
+	s->importer = iommu_init(MODE_IOMMUFD);
+}
+
+FIXTURE_TEARDOWN(vfio_pci_dmabuf_close)
+{
+	struct setup *s = &self->s;
+
+	dmabuf_unmap(s->vaddr, s->page_size);
+	VFIO_ASSERT_EQ(close(s->fd), 0);
+	VFIO_ASSERT_EQ(close(self->timeline), 0);
+	iommu_cleanup(s->importer);
+}
+
+TEST_F_TIMEOUT(vfio_pci_dmabuf_close, close, 60)
+{
+	struct setup *s = &self->s;
+	int status;
+
+	ASSERT_EQ(0, read_first(s));
+	if (variant->imported)
+		ASSERT_EQ(0, import(s));
+	self->timeline = fence_attach(s->fd);
+
+	ASSERT_EQ(0, kill(self->primary, SIGKILL));
+	if (variant->imported) {
+		ASSERT_TRUE(process_blocks(self->primary));
+		EXPECT_EQ(-EFAULT, read_first(s));
+		ASSERT_EQ(0, __process_wait(self->primary, &status, CLOSE_LIMIT_MS));
+	} else {
+		ASSERT_EQ(0, __process_wait(self->primary, &status, PROMPT_MS));
+	}
+	EXPECT_TRUE(cpu_is_cut_off(s));
+
+	/* The fence still is there, but leads to nothing any more. */
+	if (variant->imported)
+		unimport(s);
+	EXPECT_EQ(-ENODEV, import(s));
+
+	s->iommu = iommu_init(MODE_IOMMUFD);
+	s->device = vfio_pci_device_init(device_bdf, s->iommu);
+	s->index = vfio_pci_ram_bar(s->device);
+	mmio_read32(s->device->bars[s->index].vaddr);
+	EXPECT_TRUE(cpu_is_cut_off(s));
+	vfio_pci_device_cleanup(s->device);
+	iommu_cleanup(s->iommu);
+}
+
+int main(int argc, char *argv[])
+{
+	int nr_bdfs;
+	char **bdfs;
+
+	bdfs = vfio_selftests_get_bdfs(&argc, argv, &nr_bdfs);
+	device_bdf = bdfs[0];
+	if (nr_bdfs > 1)
+		other_bdf = bdfs[1];
+	return test_harness_run(argc, argv);
+}
