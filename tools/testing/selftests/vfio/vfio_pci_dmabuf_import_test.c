@@ -8,12 +8,18 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <unistd.h>
 
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+
+#include <drm/drm.h>
 
 #include <linux/iommufd.h>
 #include <linux/kernel.h>
+#include <linux/limits.h>
 #include <linux/pci_regs.h>
 #include <linux/sizes.h>
 #include <linux/vfio.h>
@@ -44,6 +50,10 @@ struct setup {
 
 	/* Memory for the importer to copy from and to. */
 	struct dma_region memory;
+
+	/* Of the walk over the states of the device. */
+	iova_t try_iova;
+	int wakeup;
 };
 
 FIXTURE(vfio_pci_dmabuf_import) {
@@ -292,23 +302,372 @@ TEST_F(vfio_pci_dmabuf_import, revoke)
 	ASSERT_TRUE(dma_works(s));
 }
 
-/* In the middle of a transfer: once revoke has returned, not a byte more. */
-TEST_F(vfio_pci_dmabuf_import, revoke_during_dma)
+/*
+ * The ways in which the importer loses its map, each of which has the memory
+ * accessible in the end. -EOPNOTSUPP if the device does not know one of them.
+ */
+struct cut {
+	const char *name;
+	int (*act)(struct setup *s);
+};
+
+static int cut_by_memory_disable(struct setup *s)
 {
+	vfio_pci_cmd_clear(s->exporter, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(s->exporter, PCI_COMMAND_MEMORY);
+	return 0;
+}
+
+static int cut_by_d3hot(struct setup *s)
+{
+	return __vfio_pci_set_power_state(s->exporter, 3) ?:
+	       __vfio_pci_set_power_state(s->exporter, 0);
+}
+
+static int cut_by_low_power(struct setup *s)
+{
+	return __vfio_pci_low_power_entry(s->exporter) ?:
+	       __vfio_pci_low_power_exit(s->exporter);
+}
+
+static int cut_by_reset(struct setup *s)
+{
+	if (!(s->exporter->info.flags & VFIO_DEVICE_FLAGS_RESET))
+		return -EOPNOTSUPP;
+
+	return __vfio_pci_device_reset(s->exporter);
+}
+
+static int cut_by_flr(struct setup *s)
+{
+	return __vfio_pci_device_flr(s->exporter);
+}
+
+static int cut_by_hot_reset(struct setup *s)
+{
+	int r = __vfio_pci_device_hot_reset(s->exporter);
+
+	/* Other devices would be reset as well, or the bus has no reset. */
+	return r == -EINVAL || r == -ENODEV ? -EOPNOTSUPP : r;
+}
+
+static int cut_by_revoke(struct setup *s)
+{
+	if (!vfio_pci_has_feature(s->exporter, VFIO_DEVICE_FEATURE_SET |
+					       VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE))
+		return -EOPNOTSUPP;
+
+	return __vfio_pci_dmabuf_revoke(s->exporter, s->fd);
+}
+
+static const struct cut cuts[] = {
+	{ "memory disable", cut_by_memory_disable },
+	{ "D3hot", cut_by_d3hot },
+	{ "low power", cut_by_low_power },
+	{ "reset", cut_by_reset },
+	{ "FLR", cut_by_flr },
+	{ "hot reset", cut_by_hot_reset },
+	/* The last one, for there is nothing to be had from the DMABUF then. */
+	{ "revoke", cut_by_revoke },
+};
+
+/* In the middle of a transfer: once it has returned, not a byte more. */
+TEST_F(vfio_pci_dmabuf_import, cut_during_dma)
+{
+	struct vfio_pci_driver *driver = &self->s.importer->driver;
+	struct setup *s = &self->s;
+	int i, r;
+
+	for (i = 0; i < ARRAY_SIZE(cuts); i++) {
+		memory_fill(s, 0x6000);
+		vfio_pci_driver_memcpy_start(s->importer, s->memory.iova, s->slice_iova,
+					     min_t(u64, SLICE_SIZE, driver->max_memcpy_size),
+					     driver->max_memcpy_count);
+		r = cuts[i].act(s);
+		TH_LOG("%s: %d", cuts[i].name, r);
+		if (r == -EOPNOTSUPP) {
+			vfio_pci_driver_memcpy_wait(s->importer);
+			continue;
+		}
+
+		ASSERT_EQ(0, r);
+		slice_fill(s, 0x7000);
+		vfio_pci_driver_memcpy_wait(s->importer);
+		ASSERT_TRUE(slice_holds(s, 0x7000));
+		ASSERT_TRUE(dma_is_dead(s));
+
+		iommu_unmap_dmabuf(s->iommu, s->slice_iova, SLICE_SIZE);
+		ASSERT_EQ(cuts[i].act == cut_by_revoke ? -ENODEV : 0, map_slice(s, RW));
+	}
+}
+
+/*
+ * One walk over the states of the device, in which the mapping of the BAR, that
+ * of the DMABUF, the importer and DMABUFs that are new always agree.
+ */
+
+static int walk_memory_off(struct setup *s)
+{
+	vfio_pci_cmd_clear(s->exporter, PCI_COMMAND_MEMORY);
+	return 0;
+}
+
+static int walk_memory_on(struct setup *s)
+{
+	vfio_pci_cmd_set(s->exporter, PCI_COMMAND_MEMORY);
+	return 0;
+}
+
+static int walk_d3hot(struct setup *s)
+{
+	return __vfio_pci_set_power_state(s->exporter, 3);
+}
+
+static int walk_d0(struct setup *s)
+{
+	return __vfio_pci_set_power_state(s->exporter, 0);
+}
+
+static int walk_low_power(struct setup *s)
+{
+	return __vfio_pci_low_power_entry(s->exporter);
+}
+
+static int walk_exit(struct setup *s)
+{
+	return __vfio_pci_low_power_exit(s->exporter);
+}
+
+static bool is_suspended(struct setup *s)
+{
+	char path[PATH_MAX], status[32] = "";
+	FILE *file;
+
+	snprintf_assert(path, sizeof(path), "/sys/bus/pci/devices/%s/power/runtime_status",
+			exporter_bdf);
+	file = fopen(path, "r");
+	VFIO_ASSERT_NOT_NULL(file);
+	VFIO_ASSERT_NOT_NULL(fgets(status, sizeof(status), file));
+	fclose(file);
+
+	return !strcmp(status, "suspended\n");
+}
+
+/* It is the device that is to wake up, so it has to have fallen asleep. */
+static int walk_sleep(struct setup *s)
+{
+	int attempts = 5000;
+	int r;
+
+	r = __vfio_pci_low_power_entry_with_wakeup(s->exporter, s->wakeup);
+	if (r)
+		return r;
+
+	while (!is_suspended(s) && attempts--)
+		usleep(1000);
+	return is_suspended(s) ? 0 : -ETIMEDOUT;
+}
+
+static int walk_wake_up(struct setup *s)
+{
+	u64 count;
+
+	vfio_pci_config_readw(s->exporter, PCI_VENDOR_ID);
+	return read(s->wakeup, &count, sizeof(count)) == sizeof(count) ? 0 : -errno;
+}
+
+static const struct step {
+	const char *name;
+	int (*act)(struct setup *s);
+	bool accessible;
+	/* The device must not be talked to, or it wakes up. */
+	bool asleep;
+} steps[] = {
+	{ "memory off", walk_memory_off, false },
+	{ "reset, memory off", cut_by_reset, false },
+	{ "hot reset, memory off", cut_by_hot_reset, false },
+	{ "memory on", walk_memory_on, true },
+	{ "D3hot", walk_d3hot, false },
+	{ "memory off in D3hot", walk_memory_off, false },
+	{ "D0, memory off", walk_d0, false },
+	{ "memory on", walk_memory_on, true },
+	{ "memory on twice", walk_memory_on, true },
+	{ "D3hot", walk_d3hot, false },
+	{ "memory on in D3hot", walk_memory_on, false },
+	{ "D0", walk_d0, true },
+	{ "D3hot", walk_d3hot, false },
+	{ "reset in D3hot", cut_by_reset, true },
+	{ "D3hot", walk_d3hot, false },
+	{ "hot reset in D3hot", cut_by_hot_reset, true },
+	{ "FLR", cut_by_flr, true },
+	{ "low power", walk_low_power, false },
+	{ "memory on in low power", walk_memory_on, false },
+	{ "reset in low power", cut_by_reset, false },
+	{ "hot reset in low power", cut_by_hot_reset, false },
+	{ "low power exit", walk_exit, true },
+	{ "low power until wake-up", walk_sleep, false, true },
+	{ "wake-up", walk_wake_up, true },
+	{ "low power exit, awake", walk_exit, true },
+	{ "low power", walk_low_power, false },
+	{ "low power exit", walk_exit, true },
+};
+
+/* 0 if the importer can map a DMABUF now, what is asked for is undone. */
+static int try_import(struct setup *s, int fd)
+{
+	int r;
+
+	r = __iommu_map_dmabuf(s->iommu, fd, 0, SZ_4K, s->try_iova, RW);
+	if (!r)
+		iommu_unmap_dmabuf(s->iommu, s->try_iova, SZ_4K);
+	return r;
+}
+
+static void check_new_dmabuf(struct __test_metadata *_metadata, struct setup *s,
+			     const struct step *step)
+{
+	void *vaddr;
+	u32 value;
+	int fd;
+
+	fd = vfio_pci_dmabuf_export_range(s->exporter, s->index, SLICE_OFFSET, SZ_4K);
+	vaddr = dmabuf_map(fd, 0, SZ_4K);
+	EXPECT_EQ(step->accessible ? 0 : -EFAULT, __mmio_read32(vaddr, &value));
+	EXPECT_EQ(step->accessible ? 0 : -ENODEV, try_import(s, fd));
+	dmabuf_unmap(vaddr, SZ_4K);
+	ASSERT_EQ(0, close(fd));
+}
+
+static void check_step(struct __test_metadata *_metadata, struct setup *s,
+		       const struct step *step, void *vaddr)
+{
+	u32 value;
+
+	EXPECT_EQ(step->accessible ? 0 : -EFAULT, __mmio_read32(s->bar, &value));
+	EXPECT_EQ(step->accessible ? 0 : -EFAULT, __mmio_read32(vaddr, &value));
+	EXPECT_EQ(step->accessible ? 0 : -ENODEV, try_import(s, s->fd));
+	if (!step->asleep)
+		check_new_dmabuf(_metadata, s, step);
+}
+
+TEST_F_TIMEOUT(vfio_pci_dmabuf_import, walk, 60)
+{
+	struct setup *s = &self->s;
+	bool cut = false;
+	void *vaddr;
+	int i, r;
+
+	if (!vfio_pci_has_dmabuf_mmap(s->exporter, s->index))
+		SKIP(return, "The kernel does not map exported DMABUFs");
+
+	vaddr = dmabuf_map(s->fd, 0, SLICE_SIZE);
+	s->try_iova = iova_allocator_alloc(s->iova_allocator, SZ_4K);
+	s->wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ASSERT_GE(s->wakeup, 0);
+
+	for (i = 0; i < ARRAY_SIZE(steps); i++) {
+		const struct step *step = &steps[i];
+
+		TH_LOG("%s", step->name);
+		r = step->act(s);
+		if (r == -EOPNOTSUPP)
+			SKIP(return, "The device does not know: %s", step->name);
+		ASSERT_EQ(0, r);
+		check_step(_metadata, s, step, vaddr);
+
+		/* What was mapped before the last outage does not come back. */
+		cut |= !step->accessible || step->act == cut_by_flr;
+		if (cut && step->accessible) {
+			ASSERT_TRUE(dma_is_dead(s));
+			iommu_unmap_dmabuf(s->iommu, s->slice_iova, SLICE_SIZE);
+			ASSERT_EQ(0, map_slice(s, RW));
+			cut = false;
+		}
+		ASSERT_TRUE(!step->accessible || dma_works(s));
+	}
+
+	dmabuf_unmap(vaddr, SLICE_SIZE);
+	ASSERT_EQ(0, close(s->wakeup));
+}
+
+/*
+ * Who may only read a DMABUF cannot have a device write it. As that came with
+ * mapping and revoking of DMABUFs, there is no other sign of it.
+ */
+TEST_F(vfio_pci_dmabuf_import, readonly)
+{
+	struct vfio_region_dma_range range = {
+		.offset = SLICE_OFFSET,
+		.length = SLICE_SIZE,
+	};
 	struct setup *s = &self->s;
 
 	if (!vfio_pci_has_feature(s->exporter, VFIO_DEVICE_FEATURE_SET |
 					       VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE))
 		SKIP(return, "The kernel does not revoke DMABUFs");
 
-	memory_fill(s, 0x6000);
-	vfio_pci_driver_memcpy_start(s->importer, s->memory.iova, s->slice_iova,
-				     min_t(u64, SLICE_SIZE, s->importer->driver.max_memcpy_size),
-				     s->importer->driver.max_memcpy_count);
-	vfio_pci_dmabuf_revoke(s->exporter, s->fd);
-	slice_fill(s, 0x7000);
-	vfio_pci_driver_memcpy_wait(s->importer);
-	ASSERT_TRUE(slice_holds(s, 0x7000));
+	iommu_unmap_dmabuf(s->iommu, s->slice_iova, SLICE_SIZE);
+	ASSERT_EQ(0, close(s->fd));
+	s->fd = vfio_pci_dmabuf_export(s->exporter, s->index, O_RDONLY | O_CLOEXEC, &range, 1);
+
+	EXPECT_EQ(-EPERM, map_slice(s, RW));
+	EXPECT_EQ(-EPERM, map_slice(s, IOMMU_IOAS_MAP_WRITEABLE));
+	ASSERT_EQ(0, map_slice(s, IOMMU_IOAS_MAP_READABLE));
+
+	slice_fill(s, 0xb000);
+	memory_fill(s, 0xc000);
+	dma_write(s);
+	EXPECT_TRUE(slice_holds(s, 0xb000));
+	ASSERT_EQ(0, dma_read(s));
+	EXPECT_TRUE(memory_holds(s, 0xb000));
+}
+
+/* A DRM device of vgem, which imports what it can access by the CPU only. */
+static int vgem_open(void)
+{
+	char name[32] = "";
+	glob_t cards;
+	int fd = -1;
+	size_t i;
+
+	if (glob("/dev/dri/card*", 0, NULL, &cards))
+		return -1;
+
+	for (i = 0; i < cards.gl_pathc && fd < 0; i++) {
+		struct drm_version version = {
+			.name = name,
+			.name_len = sizeof(name) - 1,
+		};
+
+		fd = open(cards.gl_pathv[i], O_RDWR | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+
+		if (ioctl(fd, DRM_IOCTL_VERSION, &version) || strcmp(name, "vgem")) {
+			close(fd);
+			fd = -1;
+		}
+	}
+
+	globfree(&cards);
+	return fd;
+}
+
+TEST_F(vfio_pci_dmabuf_import, no_peer_to_peer)
+{
+	struct drm_prime_handle prime = { .fd = self->s.fd };
+	struct setup *s = &self->s;
+	int vgem;
+
+	vgem = vgem_open();
+	if (vgem < 0)
+		SKIP(return, "No importer without peer-to-peer DMA: it needs CONFIG_DRM_VGEM");
+
+	EXPECT_EQ(-1, ioctl(vgem, DRM_IOCTL_PRIME_FD_TO_HANDLE, &prime));
+	EXPECT_EQ(EOPNOTSUPP, errno);
+	EXPECT_TRUE(dma_works(s));
+
+	ASSERT_EQ(0, close(vgem));
 }
 
 /* An fd that is left over from a closed device leads nowhere. */
@@ -328,6 +687,121 @@ TEST_F(vfio_pci_dmabuf_import, exporter_closed)
 	s->bar = s->exporter->bars[s->index].vaddr;
 	EXPECT_TRUE(slice_holds(s, 0x3000));
 	EXPECT_EQ(-ENODEV, map_slice(s, RW));
+}
+
+/*
+ * type1 copies what the page tables of the process hold and never hears of a
+ * change. So it takes BARs, which who has the device has for as long as it is
+ * open, but no DMABUFs that were exported from them.
+ */
+FIXTURE(vfio_pci_dmabuf_type1) {
+	struct iommu *iommu;
+	struct iova_allocator *iova_allocator;
+	struct vfio_pci_device *device;
+	int index;
+	int fd;
+};
+
+FIXTURE_VARIANT(vfio_pci_dmabuf_type1) {
+	const char *iommu_mode;
+};
+
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_type1, v1) {
+	.iommu_mode = MODE_VFIO_TYPE1_IOMMU,
+};
+
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_type1, v2) {
+	.iommu_mode = MODE_VFIO_TYPE1V2_IOMMU,
+};
+
+/* The state in fdinfo came right after this. */
+static bool type1_knows_dmabufs(int fd)
+{
+	char path[64], line[256];
+	bool known = false;
+	FILE *file;
+
+	snprintf_assert(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	file = fopen(path, "r");
+	VFIO_ASSERT_NOT_NULL(file);
+	while (fgets(line, sizeof(line), file))
+		known |= !strncmp(line, "vfio-pci-state:", strlen("vfio-pci-state:"));
+	fclose(file);
+
+	return known;
+}
+
+FIXTURE_SETUP(vfio_pci_dmabuf_type1)
+{
+	self->iommu = iommu_init(variant->iommu_mode);
+	self->device = vfio_pci_device_init(exporter_bdf, self->iommu);
+	self->iova_allocator = iova_allocator_init(self->iommu);
+	self->index = vfio_pci_ram_bar(self->device);
+
+	if (self->index < 0)
+		SKIP(return, "%s has no BAR with RAM", exporter_bdf);
+	if (!vfio_pci_has_feature(self->device, VFIO_DEVICE_FEATURE_GET |
+						VFIO_DEVICE_FEATURE_DMA_BUF) ||
+	    !vfio_pci_has_dmabuf_mmap(self->device, self->index))
+		SKIP(return, "The kernel does not map exported DMABUFs");
+
+	self->fd = vfio_pci_dmabuf_export_range(self->device, self->index, SLICE_OFFSET,
+						SLICE_SIZE);
+	if (!type1_knows_dmabufs(self->fd))
+		SKIP(return, "The kernel does not keep DMABUFs out of type1");
+}
+
+FIXTURE_TEARDOWN(vfio_pci_dmabuf_type1)
+{
+	VFIO_ASSERT_EQ(close(self->fd), 0);
+	iova_allocator_cleanup(self->iova_allocator);
+	vfio_pci_device_cleanup(self->device);
+	iommu_cleanup(self->iommu);
+}
+
+TEST_F(vfio_pci_dmabuf_type1, refused)
+{
+	struct dma_region region = { .size = SLICE_SIZE };
+	void *vaddr, *reserved;
+
+	region.iova = iova_allocator_alloc(self->iova_allocator, 2 * SLICE_SIZE);
+
+	/* Not before there is a translation, nor after that. */
+	vaddr = dmabuf_map(self->fd, 0, SLICE_SIZE);
+	region.vaddr = vaddr;
+	EXPECT_EQ(-EFAULT, __iommu_map(self->iommu, &region));
+	mmio_write32(vaddr, 0xd0000001);
+	EXPECT_EQ(-EFAULT, __iommu_map(self->iommu, &region));
+
+	/* Nor behind something else. */
+	reserved = mmap(NULL, 2 * SLICE_SIZE, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, reserved);
+	ASSERT_EQ(reserved + SLICE_SIZE, mremap(vaddr, SLICE_SIZE, SLICE_SIZE,
+						MREMAP_MAYMOVE | MREMAP_FIXED,
+						reserved + SLICE_SIZE));
+	region.vaddr = reserved;
+	region.size = 2 * SLICE_SIZE;
+	EXPECT_EQ(-EFAULT, __iommu_map(self->iommu, &region));
+
+	/* What has failed leaves nothing behind, and the DMABUF in working order. */
+	region.size = SLICE_SIZE;
+	ASSERT_EQ(0, __iommu_map(self->iommu, &region));
+	iommu_unmap(self->iommu, &region);
+	ASSERT_EQ(0xd0000001, mmio_read32(reserved + SLICE_SIZE));
+	dmabuf_unmap(reserved, 2 * SLICE_SIZE);
+}
+
+TEST_F(vfio_pci_dmabuf_type1, bar)
+{
+	struct dma_region region = {
+		.vaddr = self->device->bars[self->index].vaddr + SLICE_OFFSET,
+		.size = SLICE_SIZE,
+	};
+
+	region.iova = iova_allocator_alloc(self->iova_allocator, SLICE_SIZE);
+	ASSERT_EQ(0, __iommu_map(self->iommu, &region));
+	iommu_unmap(self->iommu, &region);
 }
 
 int main(int argc, char *argv[])

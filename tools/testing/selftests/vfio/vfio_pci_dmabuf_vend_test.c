@@ -21,6 +21,7 @@
 
 #include <linux/iommufd.h>
 #include <linux/kernel.h>
+#include <linux/sizes.h>
 #include <linux/vfio.h>
 
 #include <libvfio.h>
@@ -358,8 +359,10 @@ TEST_F(vfio_pci_dmabuf_vend, revoke_idle)
 TEST_F(vfio_pci_dmabuf_vend, revoke_spinning)
 {
 	struct setup *s = &self->s;
+	u32 value;
 	u64 ms;
 
+	ASSERT_EQ(0, subordinate_read(&s->subs[0], &value));
 	subordinate_ask_only(&s->subs[0], SUBORDINATE_SPIN, 0, 0);
 	EXPECT_EQ(NR_SUBORDINATES - 1, others_alive(s));
 
@@ -418,6 +421,8 @@ TEST_F(vfio_pci_dmabuf_vend, revoke_shared)
 		ASSERT_EQ(0, subordinate_read(&s->subs[i], &value));
 		ASSERT_EQ(0, subordinate_ask(&s->subs[i], SUBORDINATE_MAP, s->page_size, 0));
 	}
+	for (i = 0; i < NR_SUBORDINATES; i++)
+		ASSERT_EQ(0, subordinate_read(&s->subs[i], &value));
 	for (i = 0; i < NR_SUBORDINATES; i++)
 		subordinate_ask_only(&s->subs[i], SUBORDINATE_SPIN, 0, 0);
 
@@ -480,7 +485,7 @@ TEST_F(vfio_pci_dmabuf_vend, reset)
 
 #define CGROUP_ROOT	"/sys/fs/cgroup"
 #define CGROUP		CGROUP_ROOT "/vfio_pci_dmabuf_vend_test"
-#define CGROUP_LIMIT	"8M"
+#define CGROUP_LIMIT	SZ_8M
 
 /* More than there is memory for. */
 #define MANY_FILES	(1024 * 1024)
@@ -505,8 +510,8 @@ static int file_write(const char *path, const char *text)
 	return r;
 }
 
-/* Export and map until that fails or somebody puts an end to it. */
-static void hungry(struct setup *s, int nr_ranges)
+/* Export and map until that fails or somebody puts an end to it, and count. */
+static void hungry(struct setup *s, int nr_ranges, u64 *nr_exports)
 {
 	struct vfio_region_dma_range *ranges = calloc_assert(nr_ranges, sizeof(*ranges));
 	struct rlimit limit = { MANY_FILES, MANY_FILES };
@@ -528,6 +533,7 @@ static void hungry(struct setup *s, int nr_ranges)
 			r = __dmabuf_map(r, 0, s->page_size, PROT_READ, &vaddr);
 		if (!r)
 			mmio_read32(vaddr);
+		(*nr_exports)++;
 	} while (!r);
 
 	_exit(-r);
@@ -539,25 +545,32 @@ static void hungry(struct setup *s, int nr_ranges)
 
 static void feed(struct __test_metadata *_metadata, struct setup *s, int nr_ranges)
 {
+	u64 *nr_exports;
 	int status = -1;
 	pid_t pid;
+
+	nr_exports = mmap(NULL, sizeof(*nr_exports), PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, nr_exports);
 
 	pid = fork();
 	ASSERT_GE(pid, 0);
 	if (!pid)
-		hungry(s, nr_ranges);
+		hungry(s, nr_ranges, nr_exports);
 
 	EXPECT_EQ(0, __process_wait(pid, &status, HUNGRY_LIMIT_MS)) {
 		kill(pid, SIGKILL);
 		waitpid(pid, &status, 0);
 	}
 
-	if (WIFEXITED(status)) {
-		EXPECT_EQ(ENOMEM, WEXITSTATUS(status));
-	} else {
-		EXPECT_EQ(SIGKILL, WTERMSIG(status));
-	}
-	TH_LOG("%d ranges: %s", nr_ranges, WIFEXITED(status) ? "ENOMEM" : "killed");
+	EXPECT_EQ(WIFEXITED(status) ? ENOMEM : SIGKILL,
+		  WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+	TH_LOG("%d ranges, %lu times: %s", nr_ranges, *nr_exports,
+	       WIFEXITED(status) ? "ENOMEM" : "killed");
+
+	/* A range is at the least where it begins and ends. */
+	EXPECT_GE(CGROUP_LIMIT, *nr_exports * nr_ranges * 2 * sizeof(u64));
+	ASSERT_EQ(0, munmap(nr_exports, sizeof(*nr_exports)));
 }
 
 /* What the kernel allocates for a DMABUF is on the account of who exports it. */
@@ -565,10 +578,12 @@ TEST_F(vfio_pci_dmabuf_vend, memory_limit)
 {
 	struct setup *s = &self->s;
 	long nr_dmabufs = dmabuf_count();
+	char limit[32];
 
+	snprintf_assert(limit, sizeof(limit), "%u", CGROUP_LIMIT);
 	if (file_write(CGROUP_ROOT "/cgroup.subtree_control", "+memory") ||
 	    (mkdir(CGROUP, 0755) && errno != EEXIST) ||
-	    file_write(CGROUP "/memory.max", CGROUP_LIMIT))
+	    file_write(CGROUP "/memory.max", limit))
 		SKIP(return, "No limits of memory: they need cgroup2 at " CGROUP_ROOT);
 
 	klogctl(KLOG_CONSOLE_OFF, NULL, 0);

@@ -496,9 +496,7 @@ static void hold_twice(struct __test_metadata *_metadata, struct setup *s,
 	ASSERT_TRUE(finish_by_kill(pid));
 	EXPECT_EQ(0, finish(reader));
 	EXPECT_EQ(resets, reset_count(s));
-	if (op->done) {
-		EXPECT_FALSE(op->done(s));
-	}
+	EXPECT_FALSE(op->done && op->done(s));
 	ASSERT_TRUE(works_again(s));
 
 	hold(_metadata, s, op, &pid, &reader);
