@@ -553,8 +553,7 @@ static void feed(struct __test_metadata *_metadata, struct setup *s, int nr_rang
 			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, nr_exports);
 
-	pid = fork();
-	ASSERT_GE(pid, 0);
+	pid = process_fork();
 	if (!pid)
 		hungry(s, nr_ranges, nr_exports);
 
@@ -639,8 +638,7 @@ TEST(primary_dies_first)
 	for (i = 0; i < NR_SUBORDINATES; i++)
 		subordinate_start(&subs[i]);
 
-	pid = fork();
-	ASSERT_GE(pid, 0);
+	pid = process_fork();
 	if (!pid)
 		doomed_primary(subs);
 

@@ -276,9 +276,8 @@ static int revoke_first(struct setup *s)
 /* Do something in a child of which the exit status is the errno. */
 static pid_t start(struct setup *s, int (*act)(struct setup *s))
 {
-	pid_t pid = fork();
+	pid_t pid = process_fork();
 
-	VFIO_ASSERT_GE(pid, 0);
 	if (!pid)
 		_exit(-act(s));
 
@@ -603,8 +602,7 @@ FIXTURE_SETUP(vfio_pci_dmabuf_close)
 		SKIP(return, "No fences: they need debugfs and CONFIG_SW_SYNC");
 
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets));
-	self->primary = fork();
-	ASSERT_GE(self->primary, 0);
+	self->primary = process_fork();
 	if (!self->primary) {
 		close(sockets[0]);
 		primary(sockets[1]);

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -32,6 +33,23 @@ u64 now_ms(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
+}
+
+pid_t process_fork(void)
+{
+	pid_t parent = getpid();
+	pid_t pid;
+
+	pid = fork();
+	VFIO_ASSERT_GE(pid, 0);
+
+	if (!pid) {
+		VFIO_ASSERT_EQ(prctl(PR_SET_PDEATHSIG, SIGKILL), 0);
+		if (getppid() != parent)
+			_exit(KSFT_FAIL);
+	}
+
+	return pid;
 }
 
 int __process_wait(pid_t pid, int *status, int timeout_ms)
@@ -230,9 +248,7 @@ void subordinate_start(struct subordinate *sub)
 	VFIO_ASSERT_EQ(setsockopt(sockets[0], SOL_SOCKET, SO_RCVTIMEO, &timeout,
 				  sizeof(timeout)), 0);
 
-	sub->pid = fork();
-	VFIO_ASSERT_GE(sub->pid, 0);
-
+	sub->pid = process_fork();
 	if (!sub->pid) {
 		/* Leave nothing of the other process behind: no fd, no memory. */
 		dup2(sockets[1], SUBORDINATE_SOCKET);

@@ -18,6 +18,14 @@
 u64 now_ms(void);
 
 /**
+ * process_fork() - fork(), with a child that does not outlive its parent.
+ *
+ * What a child has inherited, such as the device, is needed by the next test if
+ * this one fails.
+ */
+pid_t process_fork(void);
+
+/**
  * __process_wait() - Wait for a child to end, but not for ever.
  * @status: As for waitpid(2)
  *
