@@ -4,8 +4,9 @@
  *
  * Whoever was lent a DMABUF can attach a fence to it that never signals, and the
  * kernel cannot know that it is not the one of an importer. So what waits for
- * importers may wait for ever. Test that this hurts nobody but the waiting
- * process, and that the process can be killed. The importer is iommufd.
+ * importers may wait for that. Test that this hurts nobody but the waiting
+ * process, that the process can be killed, and that the wait comes to an end.
+ * The importer is iommufd.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,8 +35,9 @@
 /* For what ends without waiting for a fence, on a slow machine. */
 #define PROMPT_MS	5000
 
-/* The kernel waits 10 s for fences if nobody can be killed instead. */
-#define CLOSE_LIMIT_MS	15000
+/* The kernel waits 10 s for fences. */
+#define FENCE_WAIT_MS	10000
+#define FENCE_LIMIT_MS	(FENCE_WAIT_MS + PROMPT_MS)
 
 static const char *device_bdf;
 static const char *other_bdf;
@@ -297,6 +299,15 @@ static int finish(pid_t pid)
 	return WIFEXITED(status) ? -WEXITSTATUS(status) : -EINTR;
 }
 
+/* Whether what start() began at that time waits, for as long as it may. */
+static bool is_waiting(pid_t pid, u64 start_ms)
+{
+	siginfo_t info = {};
+
+	VFIO_ASSERT_EQ(waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT), 0);
+	return !info.si_pid || now_ms() - start_ms >= FENCE_WAIT_MS;
+}
+
 /* Kill what start() began. False if that does not end it. */
 static bool finish_by_kill(pid_t pid)
 {
@@ -377,6 +388,7 @@ static bool cpu_is_cut_off(struct setup *s)
 TEST_F(vfio_pci_dmabuf_wait, revoke)
 {
 	struct setup *s = &self->s;
+	u64 start_ms;
 	int timeline;
 	pid_t pid;
 
@@ -384,13 +396,14 @@ TEST_F(vfio_pci_dmabuf_wait, revoke)
 	ASSERT_EQ(0, import(s));
 	timeline = fence_attach(s->fd);
 
+	start_ms = now_ms();
 	pid = start(s, revoke_first);
 	ASSERT_TRUE(process_blocks(pid));
 	EXPECT_TRUE(cpu_is_cut_off(s));
 	EXPECT_EQ(0, finish(start(s, be_a_bystander)));
 	EXPECT_EQ(0, finish(start(s, be_a_neighbour)));
 	EXPECT_EQ(-EBADFD, finish(start(s, revoke_first)));
-	EXPECT_EQ(0, waitpid(pid, NULL, WNOHANG));
+	EXPECT_TRUE(is_waiting(pid, start_ms));
 
 	fence_signal(timeline);
 	EXPECT_EQ(0, finish(pid));
@@ -398,6 +411,32 @@ TEST_F(vfio_pci_dmabuf_wait, revoke)
 
 	unimport(s);
 	EXPECT_EQ(-ENODEV, import(s));
+}
+
+/* With a fence that never signals. What is dead then is not waited for again. */
+TEST_F_TIMEOUT(vfio_pci_dmabuf_wait, revoke_for_long, 60)
+{
+	struct setup *s = &self->s;
+	int status, timeline;
+	pid_t pid;
+
+	ASSERT_EQ(0, import(s));
+	timeline = fence_attach(s->fd);
+
+	pid = start(s, revoke_first);
+	ASSERT_TRUE(process_blocks(pid));
+	ASSERT_EQ(0, __process_wait(pid, &status, FENCE_LIMIT_MS));
+	EXPECT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(0, WEXITSTATUS(status));
+	EXPECT_TRUE(cpu_is_cut_off(s));
+
+	EXPECT_EQ(0, finish(start(s, memory_disable)));
+	EXPECT_EQ(0, memory_enable(s));
+	EXPECT_EQ(0, finish(start(s, be_a_neighbour)));
+
+	unimport(s);
+	EXPECT_EQ(-ENODEV, import(s));
+	fence_signal(timeline);
 }
 
 /* The one who waits is killed: it has happened all the same. */
@@ -466,14 +505,16 @@ static bool is_supported(struct setup *s, const struct operation *op)
 static void hold(struct __test_metadata *_metadata, struct setup *s,
 		 const struct operation *op, pid_t *pid, pid_t *reader)
 {
+	u64 start_ms = now_ms();
+
 	*pid = start(s, op->act);
 	ASSERT_TRUE(process_blocks(*pid));
 	*reader = start(s, read_first);
 	ASSERT_TRUE(process_blocks(*reader));
 
 	EXPECT_EQ(0, finish(start(s, be_a_bystander)));
-	EXPECT_EQ(0, waitpid(*pid, NULL, WNOHANG));
-	EXPECT_EQ(0, waitpid(*reader, NULL, WNOHANG));
+	EXPECT_TRUE(is_waiting(*pid, start_ms));
+	EXPECT_TRUE(is_waiting(*reader, start_ms));
 }
 
 /*
@@ -645,7 +686,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_close, close, 60)
 	if (variant->imported) {
 		ASSERT_TRUE(process_blocks(self->primary));
 		EXPECT_EQ(-EFAULT, read_first(s));
-		ASSERT_EQ(0, __process_wait(self->primary, &status, CLOSE_LIMIT_MS));
+		ASSERT_EQ(0, __process_wait(self->primary, &status, FENCE_LIMIT_MS));
 	} else {
 		ASSERT_EQ(0, __process_wait(self->primary, &status, PROMPT_MS));
 	}
