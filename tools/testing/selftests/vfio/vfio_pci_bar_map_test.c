@@ -8,10 +8,14 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <sched.h>
 #include <unistd.h>
 
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -25,6 +29,11 @@
 #include <libvfio.h>
 
 #include "kselftest_harness.h"
+
+/* Not in every libc. */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE		25
+#endif
 
 /* Position of the region index in a file offset, an ABI by custom. */
 #define REGION_SHIFT		40
@@ -53,6 +62,12 @@ struct setup {
 	long page_size;
 };
 
+/*
+ * The tests of one fixture run in every IOMMU mode, which decides how the
+ * device is opened, and by what it is kept open. Those of the other are about
+ * what follows from a map being there: one mode is as good as any.
+ */
+
 FIXTURE(vfio_pci_bar_map_test) {
 	struct setup s;
 };
@@ -69,6 +84,10 @@ FIXTURE_VARIANT_ADD(vfio_pci_bar_map_test, _iommu_mode) {	\
 FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES();
 
 #undef FIXTURE_VARIANT_ADD_IOMMU_MODE
+
+FIXTURE(vfio_pci_bar_map_one_mode) {
+	struct setup s;
+};
 
 static void pages_map(struct setup *s, int bar)
 {
@@ -144,6 +163,23 @@ static void marks_write(struct setup *s)
 	}
 }
 
+/*
+ * Whether @vaddr is a working map of the largest BAR at @offset. That it is
+ * this page and no other can only be told if there is RAM behind it.
+ */
+static bool maps_offset(struct setup *s, void *vaddr, u64 offset)
+{
+	int ram = vfio_pci_ram_bar(s->device);
+	u32 mark = 0x0ff5e7 + offset, value;
+
+	if (ram >= 0 && s->bar == &s->device->bars[ram])
+		mmio_write32(s->bar->vaddr + offset, mark);
+	else
+		mark = mmio_read32(s->bar->vaddr + offset);
+
+	return !__mmio_read32(vaddr, &value) && value == mark;
+}
+
 static int marks_lost(struct setup *s)
 {
 	int ram = vfio_pci_ram_bar(s->device);
@@ -157,13 +193,53 @@ static int marks_lost(struct setup *s)
 	return lost;
 }
 
-FIXTURE_SETUP(vfio_pci_bar_map_test)
+static bool mapped_by_dmabufs(struct setup *s)
 {
-	struct setup *s = &self->s;
+	struct vma_info info;
+
+	vma_info_get(s->bar->vaddr, &info);
+	return !strncmp(info.name, "/dmabuf:", strlen("/dmabuf:"));
+}
+
+/* Unmap all that keeps the device open, but its fd. */
+static void unmap_all(struct setup *s)
+{
+	int i;
+
+	for (i = 0; i < s->nr_pages; i++) {
+		if (s->pages[i].vaddr)
+			dmabuf_unmap(s->pages[i].vaddr, s->page_size);
+		s->pages[i].vaddr = NULL;
+	}
+
+	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
+		struct vfio_pci_bar *bar = &s->device->bars[i];
+
+		if (bar->vaddr)
+			dmabuf_unmap(bar->vaddr, bar->info.size);
+		bar->vaddr = NULL;
+	}
+}
+
+static void device_open(struct setup *s)
+{
+	if (s->iommu->mode->container_path) {
+		__vfio_pci_group_get_device_fd(s->device, device_bdf, NULL);
+		VFIO_ASSERT_GE(s->device->fd, 0);
+		return;
+	}
+
+	vfio_pci_cdev_open(s->device, device_bdf);
+	VFIO_ASSERT_EQ(__vfio_device_bind_iommufd(s->device->fd, s->iommu->iommufd, NULL), 0);
+}
+
+/* Return why the tests cannot run, NULL if they can. */
+static const char *setup_init(struct setup *s, const char *iommu_mode)
+{
 	int i;
 
 	s->page_size = getpagesize();
-	s->iommu = iommu_init(variant->iommu_mode);
+	s->iommu = iommu_init(iommu_mode);
 	s->device = vfio_pci_device_init(device_bdf, s->iommu);
 
 	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
@@ -178,22 +254,40 @@ FIXTURE_SETUP(vfio_pci_bar_map_test)
 			s->bar = bar;
 	}
 
-	if (!s->bar)
-		SKIP(return, "No mappable BAR found on device %s", device_bdf);
+	return s->bar ? NULL : "The device has no BAR that can be mapped";
+}
+
+static void setup_cleanup(struct setup *s)
+{
+	unmap_all(s);
+	vfio_pci_device_cleanup(s->device);
+	iommu_cleanup(s->iommu);
+}
+
+FIXTURE_SETUP(vfio_pci_bar_map_test)
+{
+	const char *reason = setup_init(&self->s, variant->iommu_mode);
+
+	if (reason)
+		SKIP(return, "%s", reason);
 }
 
 FIXTURE_TEARDOWN(vfio_pci_bar_map_test)
 {
-	struct setup *s = &self->s;
-	int i;
+	setup_cleanup(&self->s);
+}
 
-	for (i = 0; i < s->nr_pages; i++) {
-		if (s->pages[i].vaddr)
-			dmabuf_unmap(s->pages[i].vaddr, s->page_size);
-	}
+FIXTURE_SETUP(vfio_pci_bar_map_one_mode)
+{
+	const char *reason = setup_init(&self->s, default_iommu_mode);
 
-	vfio_pci_device_cleanup(s->device);
-	iommu_cleanup(s->iommu);
+	if (reason)
+		SKIP(return, "%s", reason);
+}
+
+FIXTURE_TEARDOWN(vfio_pci_bar_map_one_mode)
+{
+	setup_cleanup(&self->s);
 }
 
 TEST_F(vfio_pci_bar_map_test, every_bar_and_offset)
@@ -238,9 +332,20 @@ TEST_F(vfio_pci_bar_map_test, bad_spans)
 	ASSERT_EQ(-EINVAL, __dmabuf_map(fd, info->offset + info->size - s->page_size,
 					2 * s->page_size, PROT_READ, &vaddr));
 
+	ASSERT_EQ(-EINVAL, __dmabuf_map(fd, info->offset, 0, PROT_READ, &vaddr));
+	ASSERT_EQ(-EINVAL, __dmabuf_map(fd, info->offset + s->page_size / 2, s->page_size,
+					PROT_READ, &vaddr));
+	ASSERT_EQ(-EOVERFLOW, __dmabuf_map(fd, -(u64)s->page_size, 2 * s->page_size,
+					   PROT_READ, &vaddr));
+
 	vaddr = mmap(NULL, s->page_size, PROT_READ, MAP_PRIVATE, fd, info->offset);
 	ASSERT_EQ(MAP_FAILED, vaddr);
 	ASSERT_EQ(EINVAL, errno);
+
+	vaddr = mmap(NULL, s->page_size, PROT_READ, MAP_SHARED_VALIDATE | MAP_SYNC, fd,
+		     info->offset);
+	ASSERT_EQ(MAP_FAILED, vaddr);
+	ASSERT_EQ(EOPNOTSUPP, errno);
 
 	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
 		info = &s->device->bars[i].info;
@@ -252,7 +357,7 @@ TEST_F(vfio_pci_bar_map_test, bad_spans)
 	}
 }
 
-TEST_F(vfio_pci_bar_map_test, bad_regions)
+TEST_F(vfio_pci_bar_map_one_mode, bad_regions)
 {
 	struct setup *s = &self->s;
 	const u64 indexes[] = {
@@ -296,6 +401,85 @@ TEST_F(vfio_pci_bar_map_test, unbound_device)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* The mm takes VM_SHARED from what cannot be written, and that is refused. */
+TEST_F(vfio_pci_bar_map_test, readonly_fd)
+{
+	struct setup *s = &self->s;
+	const char *path;
+	void *vaddr;
+	int fd;
+
+	if (s->iommu->mode->container_path)
+		SKIP(return, "Only a character device can be opened for reading");
+
+	unmap_all(s);
+	ASSERT_EQ(0, close(s->device->fd));
+
+	path = vfio_pci_get_cdev_path(device_bdf);
+	fd = open(path, O_RDONLY);
+	free((void *)path);
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(0, __vfio_device_bind_iommufd(fd, s->iommu->iommufd, NULL));
+
+	EXPECT_EQ(-EACCES, __dmabuf_map(fd, s->bar->info.offset, s->page_size,
+					PROT_READ | PROT_WRITE, &vaddr));
+	EXPECT_EQ(-EINVAL, __dmabuf_map(fd, s->bar->info.offset, s->page_size,
+					PROT_READ, &vaddr));
+
+	ASSERT_EQ(0, close(fd));
+	device_open(s);
+}
+
+static long file_max_set(long max)
+{
+	FILE *file;
+	long old;
+	int nr;
+
+	file = fopen("/proc/sys/fs/file-max", "r+");
+	VFIO_ASSERT_NOT_NULL(file);
+	nr = fscanf(file, "%ld", &old);
+	VFIO_ASSERT_EQ(nr, 1);
+	rewind(file);
+	fprintf(file, "%ld", max);
+	VFIO_ASSERT_EQ(fclose(file), 0);
+	return old;
+}
+
+/* Who has no file for it gets no map, and that is all that happens. */
+TEST_F(vfio_pci_bar_map_one_mode, out_of_files)
+{
+	struct setup *s = &self->s;
+	void *vaddr;
+	int status;
+	pid_t pid;
+	long old;
+
+	if (!mapped_by_dmabufs(s))
+		SKIP(return, "The kernel does not map BARs by DMABUFs");
+
+	old = file_max_set(1);
+	pid = fork();
+	if (!pid) {
+		/* The administrator may exceed the limit. */
+		if (setresuid(65534, 65534, 65534))
+			_exit(255);
+		_exit(-__dmabuf_map(s->device->fd, s->bar->info.offset, s->page_size,
+				    PROT_READ, &vaddr));
+	}
+	waitpid(pid, &status, 0);
+	file_max_set(old);
+
+	ASSERT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(ENFILE, WEXITSTATUS(status));
+	EXPECT_EQ(0, count_unexpected(s, 0));
+
+	/* The reference on the device's file that it took has been put. */
+	unmap_all(s);
+	ASSERT_EQ(0, close(s->device->fd));
+	device_open(s);
+}
+
 TEST_F(vfio_pci_bar_map_test, proc_maps)
 {
 	struct setup *s = &self->s;
@@ -311,16 +495,15 @@ TEST_F(vfio_pci_bar_map_test, proc_maps)
 	}
 }
 
-TEST_F(vfio_pci_bar_map_test, proc_maps_name)
+TEST_F(vfio_pci_bar_map_one_mode, proc_maps_name)
 {
 	struct setup *s = &self->s;
 	char name[64], *cdev;
 	struct vma_info info;
 	int i;
 
-	vma_info_get(s->bar->vaddr, &info);
-	if (strncmp(info.name, "/dmabuf:", strlen("/dmabuf:")))
-		SKIP(return, "The kernel does not map BARs by DMABUFs: %s", info.name);
+	if (!mapped_by_dmabufs(s))
+		SKIP(return, "The kernel does not map BARs by DMABUFs");
 
 	cdev = (char *)vfio_pci_get_cdev_path(device_bdf);
 
@@ -337,7 +520,7 @@ TEST_F(vfio_pci_bar_map_test, proc_maps_name)
 }
 
 /* The kernel must neither dump, grow, nor touch it on behalf of others. */
-TEST_F(vfio_pci_bar_map_test, vma_flags)
+TEST_F(vfio_pci_bar_map_one_mode, vma_flags)
 {
 	struct setup *s = &self->s;
 
@@ -363,7 +546,7 @@ TEST_F(vfio_pci_bar_map_test, exec)
 		dmabuf_unmap(vaddr, s->page_size);
 }
 
-TEST_F(vfio_pci_bar_map_test, munmap_hole)
+TEST_F(vfio_pci_bar_map_one_mode, munmap_hole)
 {
 	struct setup *s = &self->s;
 	u64 size = s->bar->info.size;
@@ -380,9 +563,9 @@ TEST_F(vfio_pci_bar_map_test, munmap_hole)
 	dmabuf_unmap(vaddr + hole, s->page_size);
 
 	ASSERT_EQ(-EACCES, __mmio_read32(vaddr + hole, &value));
-	ASSERT_EQ(0, __mmio_read32(vaddr, &value));
-	ASSERT_EQ(0, __mmio_read32(vaddr + hole - s->page_size, &value));
-	ASSERT_EQ(0, __mmio_read32(vaddr + hole + s->page_size, &value));
+	ASSERT_TRUE(maps_offset(s, vaddr, 0));
+	ASSERT_TRUE(maps_offset(s, vaddr + hole - s->page_size, hole - s->page_size));
+	ASSERT_TRUE(maps_offset(s, vaddr + hole + s->page_size, hole + s->page_size));
 
 	vma_info_get(vaddr + hole + s->page_size, &info);
 	ASSERT_EQ(s->bar->info.offset + hole + s->page_size, info.offset);
@@ -399,13 +582,51 @@ TEST_F(vfio_pci_bar_map_test, munmap_hole)
 	dmabuf_unmap(vaddr, hole);
 }
 
-TEST_F(vfio_pci_bar_map_test, mprotect_split)
+TEST_F(vfio_pci_bar_map_test, munmap_in_any_order)
+{
+	const int orders[][3] = {
+		{ 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 }, { 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 },
+	};
+	struct setup *s = &self->s;
+	u64 size = 3 * s->page_size;
+	u64 offset = s->bar->info.size - size;
+	void *vaddr;
+	u32 value;
+	int i, j, k;
+
+	if (s->bar->info.size < size)
+		SKIP(return, "BAR too small (size=0x%llx)", s->bar->info.size);
+
+	for (i = 0; i < ARRAY_SIZE(orders); i++) {
+		vaddr = dmabuf_map(s->device->fd, s->bar->info.offset + offset, size);
+
+		for (j = 0; j < 3; j++) {
+			for (k = 0; k < 3; k++) {
+				ASSERT_EQ(k < j ? -EACCES : 0,
+					  __mmio_read32(vaddr + orders[i][k] * s->page_size,
+							&value));
+			}
+			dmabuf_unmap(vaddr + orders[i][j] * s->page_size, s->page_size);
+		}
+	}
+
+	/* None of that has shut the device, nor keeps it open. */
+	ASSERT_EQ(0, count_unexpected(s, 0));
+	unmap_all(s);
+	ASSERT_EQ(0, close(s->device->fd));
+	device_open(s);
+}
+
+TEST_F(vfio_pci_bar_map_one_mode, mprotect_split)
 {
 	struct setup *s = &self->s;
 	u64 size = s->bar->info.size;
 	u64 middle = ALIGN_DOWN(size / 2, s->page_size);
+	const u64 pieces[] = { 0, middle, middle + s->page_size };
+	struct vma_info info;
 	void *vaddr;
 	u32 value;
+	int i;
 
 	if (size < 3 * s->page_size)
 		SKIP(return, "BAR too small (size=0x%lx)", size);
@@ -422,10 +643,24 @@ TEST_F(vfio_pci_bar_map_test, mprotect_split)
 	ASSERT_EQ(0, __mmio_read32(vaddr + middle, &value));
 	ASSERT_EQ(-EACCES, __mmio_write32(vaddr + middle, value));
 
+	for (i = 0; i < ARRAY_SIZE(pieces); i++) {
+		vma_info_get(vaddr + pieces[i], &info);
+		ASSERT_EQ((u64)vaddr + pieces[i], info.start);
+		ASSERT_EQ(s->bar->info.offset + pieces[i], info.offset);
+		ASSERT_TRUE(maps_offset(s, vaddr + pieces[i], pieces[i]));
+	}
+
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	for (i = 0; i < ARRAY_SIZE(pieces); i++)
+		EXPECT_EQ(-EFAULT, __mmio_read32(vaddr + pieces[i], &value));
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	for (i = 0; i < ARRAY_SIZE(pieces); i++)
+		EXPECT_TRUE(maps_offset(s, vaddr + pieces[i], pieces[i]));
+
 	dmabuf_unmap(vaddr, size);
 }
 
-TEST_F(vfio_pci_bar_map_test, mremap_move)
+TEST_F(vfio_pci_bar_map_one_mode, mremap_move)
 {
 	struct setup *s = &self->s;
 	struct bar_page *page = &s->pages[s->nr_pages - 1];
@@ -454,7 +689,7 @@ TEST_F(vfio_pci_bar_map_test, mremap_move)
 	ASSERT_EQ(0, marks_lost(s));
 }
 
-TEST_F(vfio_pci_bar_map_test, mremap_resize)
+TEST_F(vfio_pci_bar_map_one_mode, mremap_resize)
 {
 	struct setup *s = &self->s;
 	u64 size = 2 * s->page_size;
@@ -474,13 +709,17 @@ TEST_F(vfio_pci_bar_map_test, mremap_resize)
 	ASSERT_EQ(MAP_FAILED, mremap(vaddr, s->page_size, size, MREMAP_MAYMOVE));
 	ASSERT_EQ(EFAULT, errno);
 
-	/* Nor is there a second map by mremap()'s old trick. */
+	/* Nor is there a second map by mremap()'s tricks. */
 	ASSERT_EQ(MAP_FAILED, mremap(vaddr, 0, s->page_size, MREMAP_MAYMOVE));
+	ASSERT_EQ(EFAULT, errno);
+	ASSERT_EQ(MAP_FAILED, mremap(vaddr, s->page_size, s->page_size,
+				     MREMAP_MAYMOVE | MREMAP_DONTUNMAP));
+	ASSERT_EQ(EINVAL, errno);
 
 	dmabuf_unmap(vaddr, s->page_size);
 }
 
-TEST_F(vfio_pci_bar_map_test, madvise_refused)
+TEST_F(vfio_pci_bar_map_one_mode, madvise_refused)
 {
 	struct setup *s = &self->s;
 	const int advices[] = {
@@ -491,6 +730,8 @@ TEST_F(vfio_pci_bar_map_test, madvise_refused)
 		MADV_PAGEOUT,
 		MADV_POPULATE_READ,
 		MADV_POPULATE_WRITE,
+		MADV_COLLAPSE,
+		MADV_DOFORK,
 		MADV_DODUMP,
 	};
 	int i;
@@ -503,47 +744,193 @@ TEST_F(vfio_pci_bar_map_test, madvise_refused)
 	}
 }
 
-TEST_F(vfio_pci_bar_map_test, foreign_access_refused)
+/* Nobody touches it ahead of the driver: these succeed and do nothing. */
+TEST_F(vfio_pci_bar_map_one_mode, not_populated)
+{
+	struct setup *s = &self->s;
+	void *vaddr;
+
+	vaddr = mmap(NULL, s->page_size, PROT_READ, MAP_SHARED | MAP_POPULATE | MAP_LOCKED,
+		     s->device->fd, s->bar->info.offset);
+	ASSERT_NE(MAP_FAILED, vaddr);
+	ASSERT_EQ(0, mlock(vaddr, s->page_size));
+
+	if (__page_mapping_count_all(vaddr, s->page_size) == -EOPNOTSUPP)
+		SKIP(return, "Cannot look at page tables");
+	EXPECT_EQ(0, __page_mapping_count_all(vaddr, s->page_size));
+
+	mmio_read32(vaddr);
+	EXPECT_EQ(1, __page_mapping_count_all(vaddr, s->page_size));
+	dmabuf_unmap(vaddr, s->page_size);
+}
+
+TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
 {
 	struct setup *s = &self->s;
 	struct iovec remote, local;
+	char path[32];
 	u32 value;
+	pid_t pid;
 	int fd;
 
 	local = (struct iovec) { .iov_base = &value, .iov_len = sizeof(value) };
 	remote = (struct iovec) { .iov_base = s->bar->vaddr, .iov_len = sizeof(value) };
 
-	ASSERT_EQ(-1, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
-	ASSERT_EQ(EFAULT, errno);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		for (;;)
+			pause();
+	}
 
-	fd = open("/proc/self/mem", O_RDONLY);
+	EXPECT_EQ(-1, process_vm_readv(pid, &local, 1, &remote, 1, 0));
+	EXPECT_EQ(EFAULT, errno);
+	EXPECT_EQ(-1, process_vm_writev(pid, &local, 1, &remote, 1, 0));
+	EXPECT_EQ(EFAULT, errno);
+
+	snprintf_assert(path, sizeof(path), "/proc/%d/mem", pid);
+	fd = open(path, O_RDWR);
 	ASSERT_GE(fd, 0);
-	ASSERT_EQ(-1, pread(fd, &value, sizeof(value), (off_t)s->bar->vaddr));
-	ASSERT_EQ(EIO, errno);
+	EXPECT_EQ(-1, pread(fd, &value, sizeof(value), (off_t)s->bar->vaddr));
+	EXPECT_EQ(EIO, errno);
+	EXPECT_EQ(-1, pwrite(fd, &value, sizeof(value), (off_t)s->bar->vaddr));
+	EXPECT_EQ(EIO, errno);
 	ASSERT_EQ(0, close(fd));
+
+	ASSERT_EQ(0, ptrace(PTRACE_ATTACH, pid, NULL, NULL));
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
+	errno = 0;
+	EXPECT_EQ(-1, ptrace(PTRACE_PEEKDATA, pid, s->bar->vaddr, NULL));
+	EXPECT_EQ(EIO, errno);
+
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
 }
 
-TEST_F(vfio_pci_bar_map_test, remap_file_pages)
+/* There are no pages to be had, for whatever purpose. */
+TEST_F(vfio_pci_bar_map_one_mode, pages_refused)
 {
 	struct setup *s = &self->s;
-	struct bar_page *page = &s->pages[0];
+	struct iovec iov = { .iov_base = s->bar->vaddr, .iov_len = sizeof(u32) };
+	int fds[2];
+
+	ASSERT_EQ(0, pipe(fds));
+	EXPECT_EQ(-1, vmsplice(fds[1], &iov, 1, 0));
+	EXPECT_EQ(EFAULT, errno);
+	ASSERT_EQ(0, close(fds[0]));
+	ASSERT_EQ(0, close(fds[1]));
+}
+
+/*
+ * The kernel copies from and to it for a system call, as it does with any other
+ * memory. vfio's own calls are no exception: their buffer may be the BAR that
+ * they are about, and the copy then enters vfio's fault handler.
+ */
+TEST_F(vfio_pci_bar_map_one_mode, copied_by_the_kernel)
+{
+	struct setup *s = &self->s;
+	int ram = vfio_pci_ram_bar(s->device);
+	struct vfio_region_info *info;
+	void *vaddr;
+	u32 value;
+
+	if (ram < 0)
+		SKIP(return, "No BAR with RAM, which may be written to");
+
+	vaddr = s->device->bars[ram].vaddr;
+	info = &s->device->bars[ram].info;
+
+	/* Nothing is mapped yet when each of the copies begins. */
+	mmio_write32(vaddr, 0xc0b1ed);
+	mmio_write32(vaddr + s->page_size, 0);
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(4, pread(s->device->fd, vaddr + s->page_size, 4, info->offset));
+	ASSERT_EQ(0xc0b1ed, mmio_read32(vaddr + s->page_size));
+
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(4, pwrite(s->device->fd, vaddr, 4, info->offset + 2 * s->page_size));
+	ASSERT_EQ(0xc0b1ed, mmio_read32(vaddr + 2 * s->page_size));
+
+	ASSERT_EQ(4, pread(s->device->fd, vaddr, 4, s->device->config_space.offset));
+	vfio_pci_config_access(s->device, false, PCI_VENDOR_ID, 4, &value);
+	ASSERT_EQ(value, mmio_read32(vaddr));
+
+	/* An error, neither a signal nor a hang. */
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(-1, pread(s->device->fd, vaddr, 4, s->device->config_space.offset));
+	EXPECT_EQ(EFAULT, errno);
+	EXPECT_EQ(-1, pwrite(s->device->fd, vaddr, 4,
+			     s->device->config_space.offset + PCI_BASE_ADDRESS_0));
+	EXPECT_EQ(EFAULT, errno);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	ASSERT_EQ(value, mmio_read32(vaddr));
+}
+
+/*
+ * remap_file_pages() gets at the file behind the map, which nobody has opened
+ * and to which the offset that the caller passes means something else. So it
+ * is refused, whatever the offset.
+ *
+ * It has taken the old pages away by then, as mmap() over a map does when a
+ * driver refuses: they are gone, which is the caller's loss and no one else's.
+ */
+TEST_F(vfio_pci_bar_map_one_mode, remap_file_pages)
+{
+	struct setup *s = &self->s;
+	u64 size = 3 * s->page_size;
+	u64 end = s->bar->info.size / s->page_size;
 	struct vma_info before, after;
+	void *vaddr, *middle;
+	u32 value;
+	int i;
 
-	if (s->device->bars[page->bar].info.size < 2 * s->page_size)
+	if (s->bar->info.size < size)
 		SKIP(return, "BAR too small");
+	if (!mapped_by_dmabufs(s))
+		SKIP(return, "The kernel does not map BARs by DMABUFs");
 
-	vma_info_get(page->vaddr, &before);
-	if (strncmp(before.name, "/dmabuf:", strlen("/dmabuf:")))
-		SKIP(return, "The kernel does not map BARs by DMABUFs: %s", before.name);
+	vaddr = dmabuf_map(s->device->fd, s->bar->info.offset, size);
+	middle = vaddr + s->page_size;
+	vma_info_get(middle, &before);
+	before.offset += s->page_size;
 
-	/* Must not map what the caller can not have meant, wherever that is. */
-	ASSERT_EQ(-1, remap_file_pages(page->vaddr, s->page_size, 0,
-				       before.offset / s->page_size + 1, 0));
-	ASSERT_EQ(-1, remap_file_pages(page->vaddr, s->page_size, 0, 0x1000000, 0));
+	const u64 pgoffs[] = {
+		0,
+		1,
+		end,
+		before.offset / s->page_size,
+		before.offset / s->page_size + 1,
+		1ULL << (REGION_SHIFT - 12),
+		1ULL << 51,
+	};
 
-	/* It unmaps before it asks: either all is as before or all is gone. */
-	if (!__vma_info_get(page->vaddr, &after))
-		ASSERT_EQ(before.offset, after.offset);
+	for (i = 0; i < ARRAY_SIZE(pgoffs); i++) {
+		EXPECT_EQ(-1, remap_file_pages(middle, s->page_size, 0, pgoffs[i], 0)) {
+			TH_LOG("page %lu", pgoffs[i]);
+		}
+
+		if (__vma_info_get(middle, &after)) {
+			EXPECT_EQ(-EACCES, __mmio_read32(middle, &value));
+		} else {
+			EXPECT_EQ(before.offset, after.offset + (u64)middle - after.start);
+			dmabuf_unmap(middle, s->page_size);
+		}
+		EXPECT_EQ(0, __mmio_read32(vaddr, &value));
+		EXPECT_EQ(0, __mmio_read32(vaddr + 2 * s->page_size, &value));
+
+		ASSERT_EQ(middle, mmap(middle, s->page_size, PROT_READ, MAP_SHARED | MAP_FIXED,
+				       s->device->fd, before.offset));
+		ASSERT_EQ(0, __mmio_read32(middle, &value));
+	}
+
+	/* What was lost neither shuts the device nor keeps it open. */
+	dmabuf_unmap(vaddr, size);
+	ASSERT_EQ(0, count_unexpected(s, 0));
+	unmap_all(s);
+	ASSERT_EQ(0, close(s->device->fd));
+	device_open(s);
 }
 
 static int child_access(void *vaddr, int commands)
@@ -601,6 +988,26 @@ TEST_F(vfio_pci_bar_map_test, fork)
 	ASSERT_EQ(0, status);
 }
 
+TEST_F(vfio_pci_bar_map_one_mode, dontfork)
+{
+	struct setup *s = &self->s;
+	int status;
+	pid_t pid;
+	u32 value;
+
+	ASSERT_EQ(0, madvise(s->bar->vaddr, s->bar->info.size, MADV_DONTFORK));
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(-__mmio_read32(s->bar->vaddr, &value));
+
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	ASSERT_EQ(EACCES, WEXITSTATUS(status));
+	ASSERT_EQ(0, __mmio_read32(s->bar->vaddr, &value));
+}
+
 TEST_F(vfio_pci_bar_map_test, memory_disable)
 {
 	struct setup *s = &self->s;
@@ -616,20 +1023,50 @@ TEST_F(vfio_pci_bar_map_test, memory_disable)
 	ASSERT_EQ(0, marks_lost(s));
 }
 
+/* Not that an access fails, but that there is nothing to access by. */
+TEST_F(vfio_pci_bar_map_one_mode, memory_disable_unmaps)
+{
+	struct setup *s = &self->s;
+	int i;
+
+	if (__page_mapping_count_all(s->bar->vaddr, s->page_size) == -EOPNOTSUPP)
+		SKIP(return, "Cannot look at page tables");
+
+	ASSERT_EQ(0, count_unexpected(s, 0));
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+
+	for (i = 0; i < s->nr_pages; i++) {
+		struct vfio_pci_bar *bar = &s->device->bars[s->pages[i].bar];
+
+		EXPECT_EQ(0, __page_mapping_count_all(s->pages[i].vaddr, s->page_size));
+		EXPECT_EQ(0, __page_mapping_count_all(bar->vaddr, bar->info.size));
+	}
+
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+}
+
 /* mmap() never fails for the state that the device is in, only access does. */
 TEST_F(vfio_pci_bar_map_test, map_while_disabled)
 {
 	struct setup *s = &self->s;
-	void *vaddr;
+	void *vaddrs[MAX_PAGES];
 	u32 value;
+	int i;
 
 	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
-	ASSERT_EQ(0, __dmabuf_map(s->device->fd, s->bar->info.offset, s->page_size,
-				  PROT_READ, &vaddr));
-	ASSERT_EQ(-EFAULT, __mmio_read32(vaddr, &value));
+	for (i = 0; i < s->nr_pages; i++) {
+		struct vfio_pci_bar *bar = &s->device->bars[s->pages[i].bar];
+
+		ASSERT_EQ(0, __dmabuf_map(s->device->fd, bar->info.offset + s->pages[i].offset,
+					  s->page_size, PROT_READ, &vaddrs[i]));
+		ASSERT_EQ(-EFAULT, __mmio_read32(vaddrs[i], &value));
+	}
+
 	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
-	ASSERT_EQ(0, __mmio_read32(vaddr, &value));
-	dmabuf_unmap(vaddr, s->page_size);
+	for (i = 0; i < s->nr_pages; i++) {
+		ASSERT_EQ(0, __mmio_read32(vaddrs[i], &value));
+		dmabuf_unmap(vaddrs[i], s->page_size);
+	}
 }
 
 TEST_F(vfio_pci_bar_map_test, reset)
@@ -639,9 +1076,47 @@ TEST_F(vfio_pci_bar_map_test, reset)
 	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
 		SKIP(return, "Device does not support reset");
 
+	marks_write(s);
 	ASSERT_EQ(0, count_unexpected(s, 0));
 	vfio_pci_device_reset(s->device);
 	ASSERT_EQ(0, count_unexpected(s, 0));
+
+	/* Same pages, whether or not the device keeps what they hold. */
+	marks_write(s);
+	ASSERT_EQ(0, marks_lost(s));
+}
+
+/* An access that meets a reset waits for it, and then works. */
+TEST_F(vfio_pci_bar_map_one_mode, access_during_reset)
+{
+	struct setup *s = &self->s;
+	struct mmio_reader readers[PCI_STD_NUM_BARS];
+	int nr_readers = 0, i, round;
+	u64 nr_reads = 0;
+
+	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
+		SKIP(return, "Device does not support reset");
+
+	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
+		struct vfio_pci_bar *bar = &s->device->bars[i];
+
+		if (bar->vaddr)
+			mmio_reader_start(&readers[nr_readers++], bar->vaddr, bar->info.size);
+	}
+
+	for (round = 0; round < 10; round++) {
+		vfio_pci_device_reset(s->device);
+		for (i = 0; i < nr_readers; i++)
+			mmio_reader_wait(&readers[i]);
+	}
+
+	for (i = 0; i < nr_readers; i++) {
+		mmio_reader_stop(&readers[i]);
+		EXPECT_EQ(0, readers[i].nr_failed);
+		nr_reads += readers[i].nr_reads;
+	}
+
+	printf("%lu reads during %d resets\n", nr_reads, round);
 }
 
 static u8 find_capability(struct vfio_pci_device *device, u8 id)
@@ -695,6 +1170,56 @@ TEST_F(vfio_pci_bar_map_test, low_power)
 	ASSERT_EQ(0, count_unexpected(s, 0));
 }
 
+static bool is_suspended(void)
+{
+	char path[PATH_MAX], status[16] = "";
+	FILE *file;
+	int nr;
+
+	snprintf_assert(path, sizeof(path), "/sys/bus/pci/devices/%s/power/runtime_status",
+			device_bdf);
+	file = fopen(path, "r");
+	VFIO_ASSERT_NOT_NULL(file);
+	nr = fscanf(file, "%15s", status);
+	VFIO_ASSERT_EQ(nr, 1);
+	VFIO_ASSERT_EQ(fclose(file), 0);
+	return !strcmp(status, "suspended");
+}
+
+/* A device that was woken up is awake, there need not be a LOW_POWER_EXIT. */
+TEST_F(vfio_pci_bar_map_test, low_power_wakeup)
+{
+	struct vfio_device_low_power_entry_with_wakeup entry = {};
+	u32 flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP;
+	struct setup *s = &self->s;
+	u64 count;
+
+	if (!vfio_pci_has_feature(s->device, flags))
+		SKIP(return, "Device has no low power state");
+
+	marks_write(s);
+	entry.wakeup_eventfd = eventfd(0, EFD_NONBLOCK);
+	ASSERT_GE(entry.wakeup_eventfd, 0);
+	ASSERT_EQ(0, vfio_device_feature_ioctl(s->device->fd, flags, &entry, sizeof(entry)));
+
+	/* It goes to sleep by itself, and an access by a map does not wake it. */
+	while (!is_suspended())
+		sched_yield();
+	EXPECT_EQ(0, count_unexpected(s, -EFAULT));
+	EXPECT_EQ(-1, read(entry.wakeup_eventfd, &count, sizeof(count)));
+	EXPECT_EQ(EAGAIN, errno);
+
+	vfio_pci_config_readw(s->device, PCI_VENDOR_ID);
+	EXPECT_EQ(sizeof(count), read(entry.wakeup_eventfd, &count, sizeof(count)));
+	EXPECT_EQ(0, count_unexpected(s, 0));
+	EXPECT_EQ(0, marks_lost(s));
+
+	EXPECT_EQ(0, vfio_device_feature_ioctl(s->device->fd, VFIO_DEVICE_FEATURE_SET |
+					       VFIO_DEVICE_FEATURE_LOW_POWER_EXIT, NULL, 0));
+	EXPECT_EQ(0, count_unexpected(s, 0));
+	ASSERT_EQ(0, close(entry.wakeup_eventfd));
+}
+
 /* A live map keeps the device open: it works on, and nobody else gets in. */
 TEST_F(vfio_pci_bar_map_test, fd_closed)
 {
@@ -705,8 +1230,7 @@ TEST_F(vfio_pci_bar_map_test, fd_closed)
 	ASSERT_EQ(0, count_unexpected(s, 0));
 
 	if (s->iommu->mode->container_path) {
-		__vfio_pci_group_get_device_fd(s->device, device_bdf, NULL);
-		ASSERT_GE(s->device->fd, 0);
+		device_open(s);
 		return;
 	}
 
@@ -733,35 +1257,68 @@ TEST_F(vfio_pci_bar_map_test, fd_closed)
 	ASSERT_EQ(0, __vfio_device_bind_iommufd(s->device->fd, s->iommu->iommufd, NULL));
 }
 
-TEST_F(vfio_pci_bar_map_test, huge_pages)
+TEST_F(vfio_pci_bar_map_one_mode, huge_pages)
 {
 	struct setup *s = &self->s;
-	u64 size = s->bar->info.size;
+	u64 size = min_t(u64, s->bar->info.size, SZ_64M);
+	void *vaddr;
 	u64 offset;
 	long count;
 
 	if (size < SZ_2M)
 		SKIP(return, "BAR too small (size=0x%lx)", size);
-
-	/* Leave 1 GiB pages aside, which the whole map might get. */
-	size = min_t(u64, size, SZ_64M);
-	if (!IS_ALIGNED((u64)s->bar->vaddr, SZ_2M))
-		SKIP(return, "BAR is not mapped at a multiple of 2 MiB");
-
-	count = __page_mapping_count(s->bar->vaddr, size, SZ_2M);
-	if (count == -EOPNOTSUPP)
+	if (__page_mapping_count(s->bar->vaddr, size, SZ_2M) == -EOPNOTSUPP)
 		SKIP(return, "Cannot look at page tables");
-	ASSERT_EQ(0, count);
+
+	/* A map of its own leaves pages of 1 GiB aside. */
+	vaddr = mmap_reserve(size, SZ_2M, 0);
+	ASSERT_EQ(vaddr, mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, s->device->fd,
+			      s->bar->info.offset));
+	ASSERT_EQ(0, __page_mapping_count_all(vaddr, size));
 
 	for (offset = 0; offset < size; offset += SZ_2M)
-		mmio_read32(s->bar->vaddr + offset);
+		mmio_read32(vaddr + offset);
 
-	count = __page_mapping_count(s->bar->vaddr, size, SZ_2M) +
-		__page_mapping_count(s->bar->vaddr, size, SZ_1G) * (SZ_1G / SZ_2M);
+	count = __page_mapping_count(vaddr, size, SZ_2M);
 	if (!count && access("/sys/kernel/mm/transparent_hugepage", F_OK))
 		SKIP(return, "The kernel has no huge pages");
 	ASSERT_EQ(size / SZ_2M, count);
-	ASSERT_EQ(0, __page_mapping_count(s->bar->vaddr, size, SZ_4K));
+	ASSERT_EQ(size / SZ_2M, __page_mapping_count_all(vaddr, size));
+	dmabuf_unmap(vaddr, size);
+}
+
+/* The same for pages of 1 GiB, if the BAR is made for them. */
+TEST_F(vfio_pci_bar_map_one_mode, gigantic_pages)
+{
+	struct setup *s = &self->s;
+	u64 size = s->bar->info.size;
+	void *vaddr;
+
+	if (size < 2ULL * SZ_1G)
+		SKIP(return, "BAR too small for 1 GiB pages in and around a hole (size=0x%lx)",
+		     size);
+	if (__page_mapping_count(s->bar->vaddr, SZ_1G, SZ_1G) == -EOPNOTSUPP)
+		SKIP(return, "Cannot look at page tables");
+
+	mmio_read32(s->bar->vaddr);
+	mmio_read32(s->bar->vaddr + size - s->page_size);
+	if (!__page_mapping_count(s->bar->vaddr, size, SZ_1G))
+		SKIP(return, "The kernel has no 1 GiB pages");
+	EXPECT_EQ(2, __page_mapping_count(s->bar->vaddr, size, SZ_1G));
+
+	/* All of it goes, also beyond the first one. */
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(0, __page_mapping_count_all(s->bar->vaddr, size));
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+
+	/* A page of 1 GiB does not fit in any more. */
+	vaddr = mmap_reserve(SZ_1G, SZ_1G, SZ_2M);
+	ASSERT_EQ(vaddr, mmap(vaddr, SZ_1G, PROT_READ, MAP_SHARED | MAP_FIXED, s->device->fd,
+			      s->bar->info.offset + SZ_2M));
+	mmio_read32(vaddr);
+	EXPECT_EQ(1, __page_mapping_count_all(vaddr, SZ_1G));
+	EXPECT_EQ(1, __page_mapping_count(vaddr, SZ_1G, SZ_2M));
+	dmabuf_unmap(vaddr, SZ_1G);
 }
 
 int main(int argc, char *argv[])

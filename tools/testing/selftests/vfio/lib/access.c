@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include <linux/compiler.h>
 #include <linux/errno.h>
 #include <linux/io.h>
 #include <linux/kernel.h>
@@ -79,6 +82,46 @@ int __mmio_read32(const void *addr, u32 *value)
 int __mmio_write32(void *addr, u32 value)
 {
 	return mmio_try32(addr, &value, true);
+}
+
+static void *mmio_reader_run(void *arg)
+{
+	struct mmio_reader *reader = arg;
+	long page_size = getpagesize();
+	u64 offset = 0;
+	u32 value;
+
+	while (!READ_ONCE(reader->stop)) {
+		if (__mmio_read32(reader->addr + offset, &value))
+			reader->nr_failed++;
+		WRITE_ONCE(reader->nr_reads, reader->nr_reads + 1);
+
+		offset += page_size;
+		if (offset >= reader->size)
+			offset = 0;
+	}
+
+	return NULL;
+}
+
+void mmio_reader_start(struct mmio_reader *reader, const void *addr, u64 size)
+{
+	*reader = (struct mmio_reader) { .addr = addr, .size = size };
+	VFIO_ASSERT_EQ(pthread_create(&reader->thread, NULL, mmio_reader_run, reader), 0);
+}
+
+void mmio_reader_wait(struct mmio_reader *reader)
+{
+	u64 before = READ_ONCE(reader->nr_reads);
+
+	while (READ_ONCE(reader->nr_reads) == before)
+		sched_yield();
+}
+
+void mmio_reader_stop(struct mmio_reader *reader)
+{
+	WRITE_ONCE(reader->stop, true);
+	VFIO_ASSERT_EQ(pthread_join(reader->thread, NULL), 0);
 }
 
 static bool vma_info_parse(const char *line, struct vma_info *info)
@@ -272,3 +315,14 @@ long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
 	return -EOPNOTSUPP;
 }
 #endif
+
+long __page_mapping_count_all(const void *vaddr, u64 size)
+{
+	long small = __page_mapping_count(vaddr, size, SZ_4K);
+
+	if (small < 0)
+		return small;
+
+	return small + __page_mapping_count(vaddr, size, SZ_2M) +
+		__page_mapping_count(vaddr, size, SZ_1G);
+}

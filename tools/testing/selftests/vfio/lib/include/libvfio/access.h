@@ -2,6 +2,7 @@
 #ifndef SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_ACCESS_H
 #define SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_ACCESS_H
 
+#include <pthread.h>
 #include <stdbool.h>
 
 #include <linux/types.h>
@@ -48,6 +49,29 @@ static inline void mmio_write32(void *addr, u32 value)
 {
 	VFIO_ASSERT_EQ(__mmio_write32(addr, value), 0, "No write access to %p\n", addr);
 }
+
+/* A thread that keeps reading, from one page after the other. */
+struct mmio_reader {
+	pthread_t thread;
+	const void *addr;
+	u64 size;
+	bool stop;
+	u64 nr_reads;
+	u64 nr_failed;
+};
+
+/**
+ * mmio_reader_start() - Start a thread that reads until it is stopped.
+ * @addr: What it reads from, page by page and around.
+ * @size: In bytes
+ */
+void mmio_reader_start(struct mmio_reader *reader, const void *addr, u64 size);
+
+/* Wait until the thread has tried at least once more. */
+void mmio_reader_wait(struct mmio_reader *reader);
+
+/* Stop it. The counts of its reads, and of those that failed, are final then. */
+void mmio_reader_stop(struct mmio_reader *reader);
 
 /* One line of /proc/self/maps. */
 struct vma_info {
@@ -109,5 +133,8 @@ int __page_mapping_get(const void *vaddr, struct page_mapping *mapping);
  * [@vaddr, @vaddr + @size), -EOPNOTSUPP if there is no way to tell.
  */
 long __page_mapping_count(const void *vaddr, u64 size, u64 page_size);
+
+/* The same for translations of any size: is anything there at all? */
+long __page_mapping_count_all(const void *vaddr, u64 size);
 
 #endif /* SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_ACCESS_H */
