@@ -4,17 +4,25 @@
  * exported and mapped, what such a map shows, when it is alive, how it is taken
  * back for good, and by which memory type it is mapped.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include <linux/align.h>
+#include <linux/compiler.h>
 #include <linux/dma-buf.h>
 #include <linux/kernel.h>
 #include <linux/pci_regs.h>
@@ -34,6 +42,9 @@
 #define WC			VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR_WC
 
 static const char *device_bdf;
+
+/* A second device, NULL if there is none. */
+static const char *other_bdf;
 
 /* What all fixtures work with: a device, and the BAR of it to play with. */
 struct setup {
@@ -225,6 +236,101 @@ static const struct outage outages[] = {
 };
 
 /*
+ * What a call that fails must leave alone: the fds of this process, what it has
+ * mapped, and what the kernel knows about the buffers that vfio has exported.
+ */
+struct state {
+	char text[SZ_32K];
+};
+
+/* Add the lines of a file that contain @part. */
+static void state_add(struct state *state, const char *path, const char *part)
+{
+	size_t used = strlen(state->text);
+	char line[1024];
+	FILE *file;
+
+	file = fopen(path, "r");
+	if (!file)
+		return;
+
+	while (fgets(line, sizeof(line), file)) {
+		if (!strstr(line, part))
+			continue;
+
+		VFIO_ASSERT_LT(used + strlen(line), sizeof(state->text));
+		strcpy(state->text + used, line);
+		used += strlen(line);
+	}
+
+	VFIO_ASSERT_EQ(fclose(file), 0);
+}
+
+static void state_get(struct state *state, int dmabuf_fd)
+{
+	struct dirent *entry;
+	char path[64];
+	int nr = 0;
+	DIR *dir;
+
+	dir = opendir("/proc/self/fd");
+	VFIO_ASSERT_NOT_NULL(dir);
+	while ((entry = readdir(dir)))
+		nr++;
+	VFIO_ASSERT_EQ(closedir(dir), 0);
+
+	snprintf_assert(state->text, sizeof(state->text), "%d fds\n", nr);
+	snprintf_assert(path, sizeof(path), "/proc/self/fdinfo/%d", dmabuf_fd);
+	state_add(state, path, "");
+	state_add(state, "/proc/self/maps", "/dmabuf:");
+	state_add(state, "/sys/kernel/debug/dma_buf/bufinfo", "vfio_pci_core");
+}
+
+/* The value behind "@key:" in the fdinfo of an fd, "" if there is none. */
+static void fdinfo_get(int fd, const char *key, char *value, size_t size)
+{
+	char path[64], line[256];
+	FILE *file;
+
+	value[0] = '\0';
+	snprintf_assert(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	file = fopen(path, "r");
+	VFIO_ASSERT_NOT_NULL(file);
+
+	while (fgets(line, sizeof(line), file)) {
+		size_t length = strlen(key);
+
+		if (strncmp(line, key, length) || strncmp(line + length, ":\t", 2))
+			continue;
+
+		line[strcspn(line, "\n")] = '\0';
+		snprintf_assert(value, size, "%s", line + length + 2);
+		break;
+	}
+
+	VFIO_ASSERT_EQ(fclose(file), 0);
+}
+
+static int udmabuf_create(long size)
+{
+	struct udmabuf_create create = { .size = size };
+	int device, fd;
+
+	device = open("/dev/udmabuf", O_RDWR);
+	if (device < 0)
+		return -errno;
+
+	create.memfd = memfd_create("udmabuf", MFD_ALLOW_SEALING);
+	VFIO_ASSERT_EQ(ftruncate(create.memfd, size), 0);
+	VFIO_ASSERT_EQ(fcntl(create.memfd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+	fd = ioctl(device, UDMABUF_CREATE, &create);
+	VFIO_ASSERT_GE(fd, 0);
+	close(create.memfd);
+	close(device);
+	return fd;
+}
+
+/*
  * Export
  */
 
@@ -232,22 +338,9 @@ FIXTURE(vfio_pci_dmabuf_export) {
 	struct setup s;
 };
 
-FIXTURE_VARIANT(vfio_pci_dmabuf_export) {
-	const char *iommu_mode;
-};
-
-#define FIXTURE_VARIANT_ADD_IOMMU_MODE(_iommu_mode)		\
-FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_export, _iommu_mode) {	\
-	.iommu_mode = #_iommu_mode,				\
-}
-
-FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES();
-
-#undef FIXTURE_VARIANT_ADD_IOMMU_MODE
-
 FIXTURE_SETUP(vfio_pci_dmabuf_export)
 {
-	const char *reason = setup_init(&self->s, variant->iommu_mode);
+	const char *reason = setup_init(&self->s, default_iommu_mode);
 
 	if (reason)
 		SKIP(return, "%s", reason);
@@ -419,22 +512,9 @@ FIXTURE(vfio_pci_dmabuf_map) {
 	struct setup s;
 };
 
-FIXTURE_VARIANT(vfio_pci_dmabuf_map) {
-	const char *iommu_mode;
-};
-
-#define FIXTURE_VARIANT_ADD_IOMMU_MODE(_iommu_mode)		\
-FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_map, _iommu_mode) {		\
-	.iommu_mode = #_iommu_mode,				\
-}
-
-FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES();
-
-#undef FIXTURE_VARIANT_ADD_IOMMU_MODE
-
 FIXTURE_SETUP(vfio_pci_dmabuf_map)
 {
-	const char *reason = setup_init(&self->s, variant->iommu_mode);
+	const char *reason = setup_init(&self->s, default_iommu_mode);
 
 	if (reason)
 		SKIP(return, "%s", reason);
@@ -564,15 +644,21 @@ TEST_F(vfio_pci_dmabuf_map, layouts)
 	free(ranges);
 }
 
-/* Ranges of several pages, mapped from the middle of one into another. */
+/*
+ * Ranges of several pages, some of them over the same pages, mapped from the
+ * middle of one into another.
+ */
 TEST_F(vfio_pci_dmabuf_map, offsets)
 {
 	struct setup *s = &self->s;
-	const u64 expected[] = { 8, 9, 10, 11, 2, 3, 4, 20, 21, 22, 23, 24 };
+	const u64 expected[] = { 8, 9, 10, 11, 2, 3, 4, 20, 21, 22, 23, 24, 22, 23, 3, 3 };
 	struct vfio_region_dma_range ranges[] = {
 		{ .offset = 8 * s->page_size, .length = 4 * s->page_size },
 		{ .offset = 2 * s->page_size, .length = 3 * s->page_size },
 		{ .offset = 20 * s->page_size, .length = 5 * s->page_size },
+		{ .offset = 22 * s->page_size, .length = 2 * s->page_size },
+		{ .offset = 3 * s->page_size, .length = s->page_size },
+		{ .offset = 3 * s->page_size, .length = s->page_size },
 	};
 	u64 first, last, i;
 	void *vaddr;
@@ -610,7 +696,83 @@ TEST_F(vfio_pci_dmabuf_map, past_the_end)
 	EXPECT_EQ(-EINVAL, map_result(fd, 0, 2 * s->page_size));
 	EXPECT_EQ(-EINVAL, map_result(fd, s->page_size, s->page_size));
 	EXPECT_EQ(-EINVAL, map_result(fd, 1ULL << 40, s->page_size));
+	EXPECT_EQ(-EOVERFLOW, map_result(fd, -(u64)s->page_size, s->page_size));
+	EXPECT_EQ(-EOVERFLOW, map_result(fd, -(u64)s->page_size, 2 * s->page_size));
+	EXPECT_EQ(-EINVAL, map_result(fd, 0, 0));
 	ASSERT_EQ(0, close(fd));
+}
+
+/* What may be done by a map follows from how the buffer was exported. */
+TEST_F(vfio_pci_dmabuf_map, modes)
+{
+	const int prots[] = {
+		PROT_NONE, PROT_READ, PROT_WRITE, PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC,
+	};
+	const struct {
+		u32 open_flags;
+		int results[ARRAY_SIZE(prots)];
+	} modes[] = {
+		{ O_RDWR, { 0, 0, 0, 0, -EPERM } },
+		{ O_RDONLY, { 0, 0, -EACCES, -EACCES, -EPERM } },
+		{ O_WRONLY, { -EACCES, -EACCES, -EACCES, -EACCES, -EACCES } },
+		{ O_ACCMODE, { -EACCES, -EACCES, -EACCES, -EACCES, -EACCES } },
+	};
+	struct setup *s = &self->s;
+	struct vfio_region_dma_range range = { .length = s->page_size };
+	void *vaddr;
+	int i, j, r, fd;
+
+	for (i = 0; i < ARRAY_SIZE(modes); i++) {
+		fd = vfio_pci_dmabuf_export(s->device, s->index, modes[i].open_flags, &range, 1);
+
+		for (j = 0; j < ARRAY_SIZE(prots); j++) {
+			r = __dmabuf_map(fd, 0, s->page_size, prots[j], &vaddr);
+			EXPECT_EQ(modes[i].results[j], r) {
+				TH_LOG("mode %d, protection 0x%x", i, prots[j]);
+			}
+			if (r)
+				continue;
+
+			/* There is no more to be had afterwards. */
+			EXPECT_EQ(-1, mprotect(vaddr, s->page_size, PROT_READ | PROT_EXEC));
+			EXPECT_EQ(EACCES, errno);
+			EXPECT_EQ(modes[i].open_flags == O_RDWR ? 0 : -1,
+				  mprotect(vaddr, s->page_size, PROT_READ | PROT_WRITE));
+			dmabuf_unmap(vaddr, s->page_size);
+		}
+
+		ASSERT_EQ(0, close(fd));
+	}
+}
+
+TEST_F(vfio_pci_dmabuf_map, proc_maps)
+{
+	struct setup *s = &self->s;
+	int fds[] = {
+		export_range(s, 0, 3 * s->page_size),
+		export_readonly(s, 0, 3 * s->page_size),
+	};
+	struct vma_info info;
+	struct stat stat;
+	void *vaddr;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(fds); i++) {
+		ASSERT_EQ(0, __dmabuf_map(fds[i], s->page_size, 2 * s->page_size, PROT_READ,
+					  &vaddr));
+		vma_info_get(vaddr, &info);
+		EXPECT_EQ(s->page_size, info.offset);
+		EXPECT_STREQ("r--s", info.perms);
+		EXPECT_TRUE(vma_has_flag(vaddr, "io"));
+		EXPECT_TRUE(vma_has_flag(vaddr, "pf"));
+		EXPECT_TRUE(vma_has_flag(vaddr, "de"));
+		EXPECT_TRUE(vma_has_flag(vaddr, "dd"));
+		EXPECT_EQ(i == 0, vma_has_flag(vaddr, "mw"));
+		ASSERT_EQ(0, fstat(fds[i], &stat));
+		EXPECT_EQ(3 * s->page_size, stat.st_size);
+		dmabuf_unmap(vaddr, 2 * s->page_size);
+		ASSERT_EQ(0, close(fds[i]));
+	}
 }
 
 TEST_F(vfio_pci_dmabuf_map, private)
@@ -655,7 +817,6 @@ TEST_F(vfio_pci_dmabuf_map, no_way_to_more)
 	struct setup *s = &self->s;
 	char path[32];
 	void *vaddr;
-	u32 value;
 	int fd;
 
 	fd = export_readonly(s, 0, s->page_size);
@@ -666,17 +827,48 @@ TEST_F(vfio_pci_dmabuf_map, no_way_to_more)
 	EXPECT_EQ(-1, open(path, O_RDWR));
 	EXPECT_EQ(ENXIO, errno);
 
-	/* Nor is it a file. */
-	EXPECT_EQ(-1, read(fd, &value, sizeof(value)));
-	EXPECT_EQ(-1, write(fd, &value, sizeof(value)));
-	EXPECT_EQ(-1, ftruncate(fd, s->page_size));
-
-	/* Nor the device. */
+	/* Nor is it the device. */
 	EXPECT_EQ(-1, ioctl(fd, VFIO_DEVICE_RESET, NULL));
 	EXPECT_EQ(ENOTTY, errno);
 	EXPECT_EQ(-EINVAL, map_result(fd, s->device->bars[s->index].info.offset + s->page_size,
 				      s->page_size));
 
+	ASSERT_EQ(0, close(fd));
+}
+
+/* It is no file to be read or written, but tells its size. */
+TEST_F(vfio_pci_dmabuf_map, file_calls)
+{
+	struct setup *s = &self->s;
+	u32 value = 0;
+	int fd;
+
+	fd = export_range(s, 0, s->page_size);
+
+	EXPECT_EQ(s->page_size, lseek(fd, 0, SEEK_END));
+	EXPECT_EQ(0, lseek(fd, 0, SEEK_SET));
+	EXPECT_EQ(-1, lseek(fd, 0, SEEK_CUR));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, lseek(fd, 1, SEEK_SET));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, lseek(fd, -1, SEEK_END));
+	EXPECT_EQ(EINVAL, errno);
+
+	EXPECT_EQ(-1, read(fd, &value, sizeof(value)));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, pread(fd, &value, sizeof(value), 0));
+	EXPECT_EQ(ESPIPE, errno);
+	EXPECT_EQ(-1, write(fd, &value, sizeof(value)));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, ftruncate(fd, 0));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, ftruncate(fd, 2 * s->page_size));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, fallocate(fd, 0, 0, s->page_size));
+	EXPECT_EQ(ENODEV, errno);
+
+	EXPECT_EQ(s->page_size, lseek(fd, 0, SEEK_END));
+	EXPECT_EQ(0, map_result(fd, 0, s->page_size));
 	ASSERT_EQ(0, close(fd));
 }
 
@@ -739,6 +931,100 @@ TEST_F(vfio_pci_dmabuf_map, closed)
 	dmabuf_unmap(vaddr, s->page_size);
 }
 
+/*
+ * Two fds of one buffer, a map of it, and a fd and a map of another one over the
+ * same page, let go of in every order: what is left works.
+ */
+TEST_F(vfio_pci_dmabuf_map, closed_in_any_order)
+{
+	enum { FD, COPY, MAP, OTHER_FD, OTHER_MAP, NR };
+	struct setup *s = &self->s;
+	int fds[NR], order, step, rest, i, victim;
+	void *vaddrs[NR];
+	bool gone[NR];
+
+	/* Each number below 5! is an order: its digits say who is next. */
+	for (order = 0; order < 120; order++) {
+		memset(gone, 0, sizeof(gone));
+		fds[FD] = export_range(s, 0, s->page_size);
+		fds[COPY] = dup(fds[FD]);
+		fds[OTHER_FD] = export_range(s, 0, s->page_size);
+		vaddrs[MAP] = dmabuf_map(fds[COPY], 0, s->page_size);
+		vaddrs[OTHER_MAP] = dmabuf_map(fds[OTHER_FD], 0, s->page_size);
+
+		for (step = 0, rest = order; step < NR; step++) {
+			i = rest % (NR - step);
+			rest /= NR - step;
+			for (victim = 0; gone[victim] || i--; victim++)
+				;
+
+			gone[victim] = true;
+			if (victim == MAP || victim == OTHER_MAP)
+				dmabuf_unmap(vaddrs[victim], s->page_size);
+			else
+				ASSERT_EQ(0, close(fds[victim]));
+
+			for (i = 0; i < NR; i++) {
+				if (gone[i])
+					continue;
+				ASSERT_EQ(0, i == MAP || i == OTHER_MAP ?
+					     access_result(vaddrs[i]) :
+					     map_result(fds[i], 0, s->page_size));
+			}
+		}
+	}
+
+	ASSERT_EQ(0, access_result(s->bar));
+}
+
+/*
+ * What a program finds of the one before: no map, and of the fds those that
+ * were meant for it. Run instead of the tests, see main().
+ */
+static int inherited(int kept, int closed)
+{
+	struct state state = {};
+
+	state_add(&state, "/proc/self/maps", "/dmabuf:");
+	if (state.text[0] || fcntl(closed, F_GETFD) >= 0)
+		return 1;
+
+	return -map_result(kept, 0, getpagesize());
+}
+
+TEST_F(vfio_pci_dmabuf_map, exec)
+{
+	struct setup *s = &self->s;
+	struct vfio_region_dma_range range = { .length = s->page_size };
+	int kept, closed, status;
+	char args[2][16];
+	void *vaddr;
+	pid_t pid;
+
+	kept = vfio_pci_dmabuf_export(s->device, s->index, O_RDWR, &range, 1);
+	closed = export_range(s, 0, s->page_size);
+	vaddr = dmabuf_map(kept, 0, s->page_size);
+	ASSERT_EQ(0, fcntl(kept, F_GETFD));
+	ASSERT_EQ(FD_CLOEXEC, fcntl(closed, F_GETFD));
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		snprintf_assert(args[0], sizeof(args[0]), "%d", kept);
+		snprintf_assert(args[1], sizeof(args[1]), "%d", closed);
+		execl("/proc/self/exe", "inherited", args[0], args[1], NULL);
+		_exit(255);
+	}
+
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, access_result(vaddr));
+
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(kept));
+	ASSERT_EQ(0, close(closed));
+}
+
 TEST_F(vfio_pci_dmabuf_map, split)
 {
 	struct setup *s = &self->s;
@@ -776,140 +1062,186 @@ TEST_F(vfio_pci_dmabuf_map, split)
 	if (s->is_ram)
 		ASSERT_EQ(3, mmio_read32(moved));
 
-	ASSERT_EQ(-1, remap_file_pages(moved, s->page_size, 0, 0x1000000, 0));
-
 	dmabuf_unmap(vaddr, 2 * s->page_size);
 	munmap(moved, s->page_size);
 	ASSERT_EQ(0, close(fd));
 }
 
-TEST_F(vfio_pci_dmabuf_map, outages)
+/* The file is the buffer here, so its offsets are what the caller means. */
+TEST_F(vfio_pci_dmabuf_map, remap_file_pages)
 {
 	struct setup *s = &self->s;
-	int fd, before, i;
-	void *vaddr, *tail, *early, *late;
-
-	if (s->is_ram)
-		pages_number(s, s->size);
-
-	before = export_range(s, 0, s->size);
-	vaddr = dmabuf_map(before, 0, s->size);
-	tail = vaddr + s->size - s->page_size;
-
-	for (i = 0; i < ARRAY_SIZE(outages); i++) {
-		ASSERT_EQ(0, access_result(vaddr));
-		ASSERT_EQ(0, access_result(tail));
-
-		if (!outages[i].begin(s)) {
-			printf("The device has no state \"%s\"\n", outages[i].name);
-			continue;
-		}
-
-		EXPECT_EQ(-EFAULT, access_result(vaddr)) TH_LOG("%s", outages[i].name);
-		EXPECT_EQ(-EFAULT, access_result(tail)) TH_LOG("%s", outages[i].name);
-		EXPECT_EQ(-EFAULT, access_result(s->bar)) TH_LOG("%s", outages[i].name);
-
-		/* Both an old and a new DMABUF can be mapped now, for later. */
-		early = dmabuf_map(before, 0, s->page_size);
-		fd = export_range(s, 0, s->page_size);
-		late = dmabuf_map(fd, 0, s->page_size);
-		EXPECT_EQ(-EFAULT, access_result(early)) TH_LOG("%s", outages[i].name);
-		EXPECT_EQ(-EFAULT, access_result(late)) TH_LOG("%s", outages[i].name);
-
-		outages[i].end(s);
-
-		EXPECT_EQ(0, access_result(vaddr)) TH_LOG("%s", outages[i].name);
-		EXPECT_EQ(0, access_result(tail)) TH_LOG("%s", outages[i].name);
-		EXPECT_EQ(0, access_result(s->bar)) TH_LOG("%s", outages[i].name);
-		EXPECT_EQ(0, access_result(early)) TH_LOG("%s", outages[i].name);
-		EXPECT_EQ(0, access_result(late)) TH_LOG("%s", outages[i].name);
-
-		if (s->is_ram)
-			EXPECT_EQ(s->size / s->page_size - 1, mmio_read32(tail));
-
-		dmabuf_unmap(early, s->page_size);
-		dmabuf_unmap(late, s->page_size);
-		ASSERT_EQ(0, close(fd));
-	}
-
-	dmabuf_unmap(vaddr, s->size);
-	ASSERT_EQ(0, close(before));
-}
-
-TEST_F(vfio_pci_dmabuf_map, reset)
-{
-	struct setup *s = &self->s;
+	u64 size = 4 * s->page_size;
+	struct vma_info info;
 	void *vaddr;
 	int fd;
+
+	if (s->size < size)
+		SKIP(return, "BAR too small");
+
+	if (s->is_ram)
+		pages_number(s, size);
+	fd = export_range(s, 0, size);
+	vaddr = dmabuf_map(fd, 0, size);
+
+	ASSERT_EQ(0, remap_file_pages(vaddr, s->page_size, 0, 3, 0));
+	vma_info_get(vaddr, &info);
+	EXPECT_EQ(3 * s->page_size, info.offset);
+	if (s->is_ram)
+		EXPECT_EQ(3, mmio_read32(vaddr));
+
+	/* Past the end; what was there before is gone by then, see mmap(). */
+	EXPECT_EQ(-1, remap_file_pages(vaddr + s->page_size, s->page_size, 0, 4, 0));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, remap_file_pages(vaddr + 2 * s->page_size, s->page_size, 0, 0x1000000, 0));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(0, access_result(vaddr + 3 * s->page_size));
+
+	ASSERT_EQ(0, munmap(vaddr, size));
+	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * The mm takes the write permission from all page table entries of a process to
+ * learn what it writes to. A write to a huge page must get past that.
+ */
+TEST_F(vfio_pci_dmabuf_map, soft_dirty)
+{
+	struct setup *s = &self->s;
+	u64 size = min_t(u64, s->size, SZ_4M);
+	void *vaddr;
+	int fd, clear;
+
+	if (!s->is_ram)
+		SKIP(return, "No BAR with RAM, which may be written to");
+
+	fd = export_range(s, 0, size);
+	vaddr = mmap_reserve(size, SZ_2M, 0);
+	ASSERT_EQ(vaddr, mmap(vaddr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0));
+	mmio_write32(vaddr, 1);
+
+	clear = open("/proc/self/clear_refs", O_WRONLY);
+	if (clear < 0 || write(clear, "4", 1) != 1)
+		SKIP(return, "The kernel does not track writes");
+	ASSERT_EQ(0, close(clear));
+
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+
+	mmio_write32(vaddr, 2);
+	EXPECT_EQ(2, mmio_read32(s->bar));
+	mmio_write32(s->bar + s->page_size, 3);
+	EXPECT_EQ(3, mmio_read32(vaddr + s->page_size));
+
+	dmabuf_unmap(vaddr, size);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* An access that meets a reset waits for it, and then works. */
+TEST_F(vfio_pci_dmabuf_map, access_during_reset)
+{
+	struct setup *s = &self->s;
+	struct mmio_reader readers[2];
+	void *vaddrs[2];
+	int fds[2], i, round;
 
 	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
 		SKIP(return, "Device does not support reset");
 
-	fd = export_range(s, 0, s->size);
-	vaddr = dmabuf_map(fd, 0, s->size);
-	ASSERT_EQ(0, access_result(vaddr));
+	fds[0] = export_range(s, 0, s->size);
+	fds[1] = export_readonly(s, s->size - s->page_size, s->page_size);
+	for (i = 0; i < ARRAY_SIZE(readers); i++) {
+		u64 size = lseek(fds[i], 0, SEEK_END);
 
-	vfio_pci_device_reset(s->device);
+		ASSERT_EQ(0, __dmabuf_map(fds[i], 0, size, PROT_READ, &vaddrs[i]));
+		mmio_reader_start(&readers[i], vaddrs[i], size);
+	}
 
-	ASSERT_EQ(0, access_result(vaddr));
-	ASSERT_EQ(0, access_result(vaddr + s->size - s->page_size));
-	ASSERT_EQ(0, map_result(fd, 0, s->size));
+	for (round = 0; round < 10; round++) {
+		vfio_pci_device_reset(s->device);
+		for (i = 0; i < ARRAY_SIZE(readers); i++)
+			mmio_reader_wait(&readers[i]);
+	}
 
-	dmabuf_unmap(vaddr, s->size);
-	ASSERT_EQ(0, close(fd));
+	for (i = 0; i < ARRAY_SIZE(readers); i++) {
+		mmio_reader_stop(&readers[i]);
+		EXPECT_EQ(0, readers[i].nr_failed);
+		munmap(vaddrs[i], lseek(fds[i], 0, SEEK_END));
+		ASSERT_EQ(0, close(fds[i]));
+	}
 }
 
-/* Neither the fd nor the map keeps the device open; both die with it. */
-TEST_F(vfio_pci_dmabuf_map, device_closed)
-{
-	struct setup *s = &self->s;
-	int fd, unmapped;
-	void *vaddr;
-
-	fd = export_range(s, 0, s->page_size);
-	unmapped = export_range(s, 0, s->page_size);
-	vaddr = dmabuf_map(fd, 0, s->page_size);
-	ASSERT_EQ(0, access_result(vaddr));
-
-	device_close(s);
-
-	EXPECT_EQ(-EFAULT, access_result(vaddr));
-	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
-	EXPECT_EQ(-ENODEV, map_result(unmapped, 0, s->page_size));
-
-	device_reopen(s);
-
-	/* For good. */
-	EXPECT_EQ(-EFAULT, access_result(vaddr));
-	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
-
-	dmabuf_unmap(vaddr, s->page_size);
-	ASSERT_EQ(0, close(fd));
-	ASSERT_EQ(0, close(unmapped));
-}
-
-/* As long as a BAR map is left, the device is open and all is alive. */
-TEST_F(vfio_pci_dmabuf_map, device_fd_closed)
-{
-	struct setup *s = &self->s;
-	void *vaddr;
+/* Somebody who maps, touches and unmaps all the time. */
+struct storm {
+	pthread_t thread;
 	int fd;
+	u64 offset;
+	u64 size;
+	bool stop;
+	u64 nr_rounds;
+	u64 nr_failed;
+};
 
-	fd = export_range(s, 0, s->page_size);
-	vaddr = dmabuf_map(fd, 0, s->page_size);
+static void *storm_run(void *arg)
+{
+	struct storm *storm = arg;
+	void *vaddr;
 
-	ASSERT_EQ(0, close(s->device->fd));
-	EXPECT_EQ(0, access_result(vaddr));
-	EXPECT_EQ(0, map_result(fd, 0, s->page_size));
+	while (!READ_ONCE(storm->stop)) {
+		vaddr = dmabuf_map(storm->fd, storm->offset, storm->size);
+		if (access_result(vaddr))
+			storm->nr_failed++;
+		dmabuf_unmap(vaddr, storm->size);
+		WRITE_ONCE(storm->nr_rounds, storm->nr_rounds + 1);
+	}
 
-	s->device->fd = open("/dev/null", O_RDONLY);
-	device_close(s);
-	EXPECT_EQ(-EFAULT, access_result(vaddr));
-	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
-	device_reopen(s);
+	return NULL;
+}
 
-	dmabuf_unmap(vaddr, s->page_size);
-	ASSERT_EQ(0, close(fd));
+static void storm_wait(struct storm *storm)
+{
+	u64 before = READ_ONCE(storm->nr_rounds);
+
+	while (READ_ONCE(storm->nr_rounds) == before)
+		sched_yield();
+}
+
+/* Page faults, be they of a subordinate, do not stand in the way of a reset. */
+TEST_F(vfio_pci_dmabuf_map, hot_reset_in_a_storm)
+{
+	struct vfio_pci_hot_reset reset = { .argsz = sizeof(reset) };
+	struct setup *s = &self->s;
+	struct storm storms[] = {
+		{ .fd = export_range(s, 0, s->size), .size = s->page_size },
+		{ .fd = export_range(s, 0, s->size), .size = s->size },
+		{ .fd = s->device->fd, .offset = s->device->bars[s->index].info.offset,
+		  .size = s->page_size },
+	};
+	int i, round;
+
+	if (ioctl(s->device->fd, VFIO_DEVICE_PCI_HOT_RESET, &reset))
+		SKIP(return, "Device cannot be reset by its bus alone (errno %d)", errno);
+
+	for (i = 0; i < ARRAY_SIZE(storms); i++) {
+		ASSERT_EQ(0, pthread_create(&storms[i].thread, NULL, storm_run, &storms[i]));
+		storm_wait(&storms[i]);
+	}
+
+	for (round = 0; round < 10; round++) {
+		EXPECT_EQ(0, ioctl(s->device->fd, VFIO_DEVICE_PCI_HOT_RESET, &reset)) {
+			TH_LOG("round %d, errno %d", round, errno);
+		}
+		for (i = 0; i < ARRAY_SIZE(storms); i++)
+			storm_wait(&storms[i]);
+	}
+
+	for (i = 0; i < ARRAY_SIZE(storms); i++) {
+		WRITE_ONCE(storms[i].stop, true);
+		ASSERT_EQ(0, pthread_join(storms[i].thread, NULL));
+		EXPECT_EQ(0, storms[i].nr_failed);
+	}
+	ASSERT_EQ(0, close(storms[0].fd));
+	ASSERT_EQ(0, close(storms[1].fd));
 }
 
 TEST_F(vfio_pci_dmabuf_map, dma_buf_ioctls)
@@ -926,35 +1258,25 @@ TEST_F(vfio_pci_dmabuf_map, dma_buf_ioctls)
 	vma_info_get(vaddr, &info);
 	EXPECT_STREQ("/dmabuf:slice", info.name);
 
+	/* Nobody can make up a line of the file by it. */
+	EXPECT_EQ(0, ioctl(fd, DMA_BUF_SET_NAME, "a\nb"));
+	vma_info_get(vaddr, &info);
+	EXPECT_STREQ("/dmabuf:a\\012b", info.name);
+	EXPECT_EQ(-1, ioctl(fd, DMA_BUF_SET_NAME, "far too long for the name of a DMABUF"));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(-1, ioctl(fd, DMA_BUF_SET_NAME, NULL));
+	EXPECT_EQ(EFAULT, errno);
+
 	EXPECT_EQ(0, ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync));
 	EXPECT_EQ(0, access_result(vaddr));
 	sync.flags = DMA_BUF_SYNC_END | DMA_BUF_SYNC_RW;
 	EXPECT_EQ(0, ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync));
+	sync.flags = 1ULL << 63;
+	EXPECT_EQ(-1, ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync));
+	EXPECT_EQ(EINVAL, errno);
 
 	dmabuf_unmap(vaddr, s->page_size);
 	ASSERT_EQ(0, close(fd));
-}
-
-/* An unprivileged holder must not keep the buffer by a path to it. */
-TEST_F(vfio_pci_dmabuf_map, o_path)
-{
-	struct setup *s = &self->s;
-	char path[32];
-	int fd, pin;
-
-	fd = export_range(s, 0, s->page_size);
-	snprintf_assert(path, sizeof(path), "/proc/self/fd/%d", fd);
-	pin = open(path, O_PATH);
-	ASSERT_GE(pin, 0);
-	ASSERT_EQ(0, close(fd));
-
-	/* All of this walks over the device's buffers. */
-	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
-	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
-	device_close(s);
-	device_reopen(s);
-
-	ASSERT_EQ(0, close(pin));
 }
 
 static long translations(void *vaddr, u64 size, u64 page_size)
@@ -1028,6 +1350,195 @@ TEST_F(vfio_pci_dmabuf_map, huge_pages)
 }
 
 /*
+ * What depends on how the device is opened and closed, so in every IOMMU mode.
+ * Elsewhere one is as good as any.
+ */
+
+FIXTURE(vfio_pci_dmabuf_life) {
+	struct setup s;
+};
+
+FIXTURE_VARIANT(vfio_pci_dmabuf_life) {
+	const char *iommu_mode;
+};
+
+#define FIXTURE_VARIANT_ADD_IOMMU_MODE(_iommu_mode)		\
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_life, _iommu_mode) {	\
+	.iommu_mode = #_iommu_mode,				\
+}
+
+FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES();
+
+#undef FIXTURE_VARIANT_ADD_IOMMU_MODE
+
+FIXTURE_SETUP(vfio_pci_dmabuf_life)
+{
+	const char *reason = setup_init(&self->s, variant->iommu_mode);
+
+	if (reason)
+		SKIP(return, "%s", reason);
+
+	if (!vfio_pci_has_dmabuf_mmap(self->s.device, self->s.index))
+		SKIP(return, "The kernel does not map exported DMABUFs");
+}
+
+FIXTURE_TEARDOWN(vfio_pci_dmabuf_life)
+{
+	setup_cleanup(&self->s);
+}
+
+TEST_F(vfio_pci_dmabuf_life, outages)
+{
+	struct setup *s = &self->s;
+	int fd, before, i;
+	void *vaddr, *tail, *early, *late;
+
+	if (s->is_ram)
+		pages_number(s, s->size);
+
+	before = export_range(s, 0, s->size);
+	vaddr = dmabuf_map(before, 0, s->size);
+	tail = vaddr + s->size - s->page_size;
+
+	for (i = 0; i < ARRAY_SIZE(outages); i++) {
+		ASSERT_EQ(0, access_result(vaddr));
+		ASSERT_EQ(0, access_result(tail));
+
+		if (!outages[i].begin(s)) {
+			printf("The device has no state \"%s\"\n", outages[i].name);
+			continue;
+		}
+
+		EXPECT_EQ(-EFAULT, access_result(vaddr)) TH_LOG("%s", outages[i].name);
+		EXPECT_EQ(-EFAULT, access_result(tail)) TH_LOG("%s", outages[i].name);
+		EXPECT_EQ(-EFAULT, access_result(s->bar)) TH_LOG("%s", outages[i].name);
+
+		/* Both an old and a new DMABUF can be mapped now, for later. */
+		early = dmabuf_map(before, 0, s->page_size);
+		fd = export_range(s, 0, s->page_size);
+		late = dmabuf_map(fd, 0, s->page_size);
+		EXPECT_EQ(-EFAULT, access_result(early)) TH_LOG("%s", outages[i].name);
+		EXPECT_EQ(-EFAULT, access_result(late)) TH_LOG("%s", outages[i].name);
+
+		outages[i].end(s);
+
+		EXPECT_EQ(0, access_result(vaddr)) TH_LOG("%s", outages[i].name);
+		EXPECT_EQ(0, access_result(tail)) TH_LOG("%s", outages[i].name);
+		EXPECT_EQ(0, access_result(s->bar)) TH_LOG("%s", outages[i].name);
+		EXPECT_EQ(0, access_result(early)) TH_LOG("%s", outages[i].name);
+		EXPECT_EQ(0, access_result(late)) TH_LOG("%s", outages[i].name);
+
+		if (s->is_ram)
+			EXPECT_EQ(s->size / s->page_size - 1, mmio_read32(tail));
+
+		dmabuf_unmap(early, s->page_size);
+		dmabuf_unmap(late, s->page_size);
+		ASSERT_EQ(0, close(fd));
+	}
+
+	dmabuf_unmap(vaddr, s->size);
+	ASSERT_EQ(0, close(before));
+}
+
+TEST_F(vfio_pci_dmabuf_life, reset)
+{
+	struct setup *s = &self->s;
+	void *vaddr;
+	int fd;
+
+	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
+		SKIP(return, "Device does not support reset");
+
+	fd = export_range(s, 0, s->size);
+	vaddr = dmabuf_map(fd, 0, s->size);
+	ASSERT_EQ(0, access_result(vaddr));
+
+	vfio_pci_device_reset(s->device);
+
+	ASSERT_EQ(0, access_result(vaddr));
+	ASSERT_EQ(0, access_result(vaddr + s->size - s->page_size));
+	ASSERT_EQ(0, map_result(fd, 0, s->size));
+
+	dmabuf_unmap(vaddr, s->size);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* Neither the fd nor the map keeps the device open; both die with it. */
+TEST_F(vfio_pci_dmabuf_life, device_closed)
+{
+	struct setup *s = &self->s;
+	int fd, unmapped;
+	void *vaddr;
+
+	fd = export_range(s, 0, s->page_size);
+	unmapped = export_range(s, 0, s->page_size);
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+	ASSERT_EQ(0, access_result(vaddr));
+
+	device_close(s);
+
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
+	EXPECT_EQ(-ENODEV, map_result(unmapped, 0, s->page_size));
+
+	device_reopen(s);
+
+	/* For good. */
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
+
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(fd));
+	ASSERT_EQ(0, close(unmapped));
+}
+
+/* As long as a BAR map is left, the device is open and all is alive. */
+TEST_F(vfio_pci_dmabuf_life, device_fd_closed)
+{
+	struct setup *s = &self->s;
+	void *vaddr;
+	int fd;
+
+	fd = export_range(s, 0, s->page_size);
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+
+	ASSERT_EQ(0, close(s->device->fd));
+	EXPECT_EQ(0, access_result(vaddr));
+	EXPECT_EQ(0, map_result(fd, 0, s->page_size));
+
+	s->device->fd = open("/dev/null", O_RDONLY);
+	device_close(s);
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
+	device_reopen(s);
+
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* An unprivileged holder must not keep the buffer by a path to it. */
+TEST_F(vfio_pci_dmabuf_life, o_path)
+{
+	struct setup *s = &self->s;
+	char path[32];
+	int fd, pin;
+
+	fd = export_range(s, 0, s->page_size);
+	snprintf_assert(path, sizeof(path), "/proc/self/fd/%d", fd);
+	pin = open(path, O_PATH);
+	ASSERT_GE(pin, 0);
+	ASSERT_EQ(0, close(fd));
+
+	/* All of this walks over the device's buffers. */
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	device_close(s);
+	device_reopen(s);
+
+	ASSERT_EQ(0, close(pin));
+}
+
+/*
  * Revoke
  */
 
@@ -1038,24 +1549,20 @@ FIXTURE(vfio_pci_dmabuf_revoke) {
 };
 
 FIXTURE_VARIANT(vfio_pci_dmabuf_revoke) {
-	const char *iommu_mode;
 	revoke_fn revoke;
 };
 
-#define FIXTURE_VARIANT_ADD_IOMMU_MODE(_iommu_mode, _name, _revoke)		\
-FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_revoke, _iommu_mode ## _ ## _name) {	\
-	.iommu_mode = #_iommu_mode,						\
-	.revoke = (_revoke),							\
-}
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_revoke, feature) {
+	.revoke = __vfio_pci_dmabuf_revoke,
+};
 
-FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES(feature, __vfio_pci_dmabuf_revoke);
-FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES(ioctl, __vfio_pci_dmabuf_revoke_ioctl);
-
-#undef FIXTURE_VARIANT_ADD_IOMMU_MODE
+FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_revoke, ioctl) {
+	.revoke = __vfio_pci_dmabuf_revoke_ioctl,
+};
 
 FIXTURE_SETUP(vfio_pci_dmabuf_revoke)
 {
-	const char *reason = setup_init(&self->s, variant->iommu_mode);
+	const char *reason = setup_init(&self->s, default_iommu_mode);
 	bool supported;
 
 	if (reason)
@@ -1275,30 +1782,219 @@ TEST_F(vfio_pci_dmabuf_revoke, processes)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* Nothing is left to get at it by, in this process and in a child of it. */
+TEST_F(vfio_pci_dmabuf_revoke, unmaps)
+{
+	struct setup *s = &self->s;
+	u64 size = min_t(u64, s->size, SZ_8M);
+	int fd, sockets[2], status;
+	long count;
+	pid_t pid;
+	void *vaddr;
+	char go;
+
+	if (__page_mapping_count_all(s->bar, s->page_size) < 0)
+		SKIP(return, "Cannot look at page tables");
+
+	fd = export_range(s, 0, size);
+	vaddr = mmap_reserve(size, SZ_2M, 0);
+	ASSERT_EQ(vaddr, mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0));
+	mmio_read32(vaddr);
+	mmio_read32(vaddr + size - s->page_size);
+	mmio_read32(s->bar);
+	count = __page_mapping_count_all(s->bar, s->size);
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sockets));
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		mmio_read32(vaddr);
+		mmio_read32(vaddr + size - s->page_size);
+		VFIO_ASSERT_EQ(write(sockets[0], "", 1), 1);
+		VFIO_ASSERT_EQ(read(sockets[0], &go, 1), 1);
+		_exit(__page_mapping_count_all(vaddr, size));
+	}
+	ASSERT_EQ(1, read(sockets[1], &go, 1));
+	EXPECT_LT(0, __page_mapping_count_all(vaddr, size));
+
+	ASSERT_EQ(0, variant->revoke(s->device, fd));
+	EXPECT_EQ(0, __page_mapping_count_all(vaddr, size));
+	ASSERT_EQ(1, write(sockets[1], "", 1));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	EXPECT_EQ(0, status);
+
+	/* That of the BAR has not been touched. */
+	EXPECT_EQ(count, __page_mapping_count_all(s->bar, s->size));
+
+	dmabuf_unmap(vaddr, size);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* Somebody who must never see what was written after he was shut out. */
+struct watcher {
+	pthread_t thread;
+	const void *vaddr;
+	u32 secret;
+	bool stop;
+	u64 nr_reads;
+	u64 nr_seen;
+};
+
+static void *watcher_run(void *arg)
+{
+	struct watcher *watcher = arg;
+	u32 value;
+
+	while (!READ_ONCE(watcher->stop)) {
+		if (!__mmio_read32(watcher->vaddr, &value))
+			watcher->nr_seen += value == watcher->secret;
+		WRITE_ONCE(watcher->nr_reads, watcher->nr_reads + 1);
+	}
+
+	return NULL;
+}
+
+static void watcher_wait(struct watcher *watcher)
+{
+	u64 before = READ_ONCE(watcher->nr_reads);
+
+	while (READ_ONCE(watcher->nr_reads) < before + 2)
+		sched_yield();
+}
+
+TEST_F(vfio_pci_dmabuf_revoke, secret)
+{
+	struct setup *s = &self->s;
+	struct watcher watchers[2];
+	int fd, round, i;
+	void *vaddr;
+
+	if (!s->is_ram)
+		SKIP(return, "No BAR with RAM to write to");
+
+	for (round = 0; round < 20; round++) {
+		mmio_write32(s->bar, 0);
+		fd = export_range(s, 0, s->page_size);
+		vaddr = dmabuf_map(fd, 0, s->page_size);
+		for (i = 0; i < ARRAY_SIZE(watchers); i++) {
+			watchers[i] = (struct watcher) { .vaddr = vaddr, .secret = 0x5ec4e7 };
+			ASSERT_EQ(0, pthread_create(&watchers[i].thread, NULL, watcher_run,
+						    &watchers[i]));
+			watcher_wait(&watchers[i]);
+		}
+
+		ASSERT_EQ(0, variant->revoke(s->device, fd));
+		mmio_write32(s->bar, 0x5ec4e7);
+
+		for (i = 0; i < ARRAY_SIZE(watchers); i++) {
+			watcher_wait(&watchers[i]);
+			WRITE_ONCE(watchers[i].stop, true);
+			ASSERT_EQ(0, pthread_join(watchers[i].thread, NULL));
+			EXPECT_EQ(0, watchers[i].nr_seen);
+		}
+		dmabuf_unmap(vaddr, s->page_size);
+		ASSERT_EQ(0, close(fd));
+	}
+}
+
+/* What else can be done with a revoked buffer does no harm. */
+TEST_F(vfio_pci_dmabuf_revoke, harmless_afterwards)
+{
+	struct dma_buf_sync sync = { .flags = DMA_BUF_SYNC_START | DMA_BUF_SYNC_RW };
+	struct dma_buf_export_sync_file sync_file = { .flags = DMA_BUF_SYNC_RW };
+	struct setup *s = &self->s;
+	u64 size = 4 * s->page_size;
+	void *vaddr, *moved;
+	struct pollfd poll_fd;
+	int fd, status;
+	pid_t pid;
+
+	if (s->size < size)
+		SKIP(return, "BAR too small");
+
+	fd = export_range(s, 0, size);
+	vaddr = dmabuf_map(fd, 0, size);
+	ASSERT_EQ(0, access_result(vaddr));
+	ASSERT_EQ(0, variant->revoke(s->device, fd));
+
+	EXPECT_EQ(size, lseek(fd, 0, SEEK_END));
+	EXPECT_EQ(0, ioctl(fd, DMA_BUF_SET_NAME, "dead"));
+	EXPECT_EQ(0, ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync));
+	if (!ioctl(fd, DMA_BUF_IOCTL_EXPORT_SYNC_FILE, &sync_file))
+		EXPECT_EQ(0, close(sync_file.fd));
+	poll_fd = (struct pollfd) { .fd = fd, .events = POLLIN | POLLOUT };
+	EXPECT_EQ(1, poll(&poll_fd, 1, 0));
+
+	EXPECT_EQ(0, mprotect(vaddr + s->page_size, s->page_size, PROT_READ));
+	dmabuf_unmap(vaddr + 2 * s->page_size, s->page_size);
+	moved = mmap_reserve(s->page_size, s->page_size, 0);
+	EXPECT_EQ(moved, mremap(vaddr + 3 * s->page_size, s->page_size, s->page_size,
+				MREMAP_MAYMOVE | MREMAP_FIXED, moved));
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	EXPECT_EQ(-EFAULT, access_result(vaddr + s->page_size));
+	EXPECT_EQ(-EFAULT, access_result(moved));
+	EXPECT_EQ(-EFAULT, __mmio_write32(moved, 0));
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(-access_result(vaddr));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(EFAULT, WEXITSTATUS(status));
+
+	dmabuf_unmap(vaddr, 2 * s->page_size);
+	dmabuf_unmap(moved, s->page_size);
+	ASSERT_EQ(0, close(fd));
+}
+
 TEST_F(vfio_pci_dmabuf_revoke, bad_fd)
 {
 	struct setup *s = &self->s;
+	struct state before, after;
+	int fd, pin, fds[4], i;
 	char path[32];
-	int fd, other;
-
-	EXPECT_EQ(-EBADF, variant->revoke(s->device, -1));
-	EXPECT_EQ(-EBADF, variant->revoke(s->device, 1 << 20));
+	void *vaddr;
 
 	fd = export_range(s, 0, s->page_size);
+	vaddr = dmabuf_map(fd, 0, s->page_size);
 	snprintf_assert(path, sizeof(path), "/proc/self/fd/%d", fd);
-	other = open(path, O_PATH);
-	ASSERT_GE(other, 0);
-	EXPECT_EQ(-EBADF, variant->revoke(s->device, other));
-	ASSERT_EQ(0, close(other));
+	pin = open(path, O_PATH);
+	fds[0] = memfd_create("not a DMABUF", 0);
+	fds[1] = eventfd(0, 0);
+	fds[2] = socket(AF_UNIX, SOCK_STREAM, 0);
+	fds[3] = open("/dev/null", O_RDWR);
 
-	other = memfd_create("not a DMABUF", 0);
-	EXPECT_EQ(-EINVAL, variant->revoke(s->device, other));
-	ASSERT_EQ(0, close(other));
+	state_get(&before, fd);
+
+	EXPECT_EQ(-EBADF, variant->revoke(s->device, -1));
+	EXPECT_EQ(-EBADF, variant->revoke(s->device, INT_MIN));
+	EXPECT_EQ(-EBADF, variant->revoke(s->device, INT_MAX));
+	EXPECT_EQ(-EBADF, variant->revoke(s->device, 1 << 20));
+	EXPECT_EQ(-EBADF, variant->revoke(s->device, pin));
 	EXPECT_EQ(-EINVAL, variant->revoke(s->device, s->device->fd));
+	for (i = 0; i < ARRAY_SIZE(fds); i++) {
+		EXPECT_EQ(-EINVAL, variant->revoke(s->device, fds[i])) {
+			TH_LOG("fd %d", i);
+		}
+	}
 
-	/* None of these has changed anything. */
-	EXPECT_EQ(0, map_result(fd, 0, s->page_size));
+	state_get(&after, fd);
+	EXPECT_STREQ(before.text, after.text);
+	EXPECT_EQ(0, access_result(vaddr));
+
+	for (i = 0; i < ARRAY_SIZE(fds); i++)
+		ASSERT_EQ(0, close(fds[i]));
+	ASSERT_EQ(0, close(pin));
 	EXPECT_EQ(0, variant->revoke(s->device, fd));
+
+	/* The second time is an error, and changes nothing either. */
+	state_get(&before, fd);
+	EXPECT_EQ(-EBADFD, variant->revoke(s->device, fd));
+	state_get(&after, fd);
+	EXPECT_STREQ(before.text, after.text);
+
+	dmabuf_unmap(vaddr, s->page_size);
 	ASSERT_EQ(0, close(fd));
 }
 
@@ -1315,25 +2011,6 @@ TEST_F(vfio_pci_dmabuf_revoke, former_life)
 	ASSERT_EQ(0, close(fd));
 }
 
-static int udmabuf_create(long size)
-{
-	struct udmabuf_create create = { .size = size };
-	int device, fd;
-
-	device = open("/dev/udmabuf", O_RDWR);
-	if (device < 0)
-		return -errno;
-
-	create.memfd = memfd_create("udmabuf", MFD_ALLOW_SEALING);
-	VFIO_ASSERT_EQ(ftruncate(create.memfd, size), 0);
-	VFIO_ASSERT_EQ(fcntl(create.memfd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
-	fd = ioctl(device, UDMABUF_CREATE, &create);
-	VFIO_ASSERT_GE(fd, 0);
-	close(create.memfd);
-	close(device);
-	return fd;
-}
-
 TEST_F(vfio_pci_dmabuf_revoke, foreign_exporter)
 {
 	struct setup *s = &self->s;
@@ -1348,12 +2025,48 @@ TEST_F(vfio_pci_dmabuf_revoke, foreign_exporter)
 	ASSERT_EQ(0, close(fd));
 }
 
+TEST_F(vfio_pci_dmabuf_revoke, other_device)
+{
+	struct setup *s = &self->s, other = {};
+	struct state before, after;
+	void *vaddr;
+	int fd;
+
+	if (!other_bdf)
+		SKIP(return, "Needs two devices");
+
+	other.page_size = s->page_size;
+	other.index = s->index;
+	other.device = vfio_pci_device_init(other_bdf, s->iommu);
+	fd = export_range(&other, 0, s->page_size);
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+
+	state_get(&before, fd);
+	EXPECT_EQ(-ENODEV, variant->revoke(s->device, fd));
+	EXPECT_EQ(-ENODEV, __vfio_pci_dmabuf_memattr(s->device, fd, WC));
+	state_get(&after, fd);
+	EXPECT_STREQ(before.text, after.text);
+	EXPECT_EQ(0, access_result(vaddr));
+
+	/* Whose it is comes before what state it is in. */
+	EXPECT_EQ(0, variant->revoke(other.device, fd));
+	EXPECT_EQ(-ENODEV, variant->revoke(s->device, fd));
+	EXPECT_EQ(-EBADFD, variant->revoke(other.device, fd));
+
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(fd));
+	vfio_pci_device_cleanup(other.device);
+}
+
 TEST_F(vfio_pci_dmabuf_revoke, bad_arguments)
 {
 	struct vfio_device_feature_dma_buf_revoke revoke;
 	struct setup *s = &self->s;
 	int fd = export_range(s, 0, s->page_size);
+	struct state before, after;
 	void *page;
+
+	state_get(&before, fd);
 
 	if (variant->revoke == __vfio_pci_dmabuf_revoke) {
 		u32 get = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE;
@@ -1397,8 +2110,60 @@ TEST_F(vfio_pci_dmabuf_revoke, bad_arguments)
 	EXPECT_EQ(EFAULT, errno);
 	ASSERT_EQ(0, munmap(page, s->page_size));
 
+	/* Such errors come before the look at the fd. */
+	if (variant->revoke == __vfio_pci_dmabuf_revoke) {
+		revoke.dmabuf_fd = -1;
+		EXPECT_EQ(-1, vfio_device_feature_ioctl(s->device->fd, FEATURE_REVOKE, &revoke,
+							sizeof(revoke) - 1));
+		EXPECT_EQ(EINVAL, errno);
+	}
+
 	/* None of these has changed anything. */
+	state_get(&after, fd);
+	EXPECT_STREQ(before.text, after.text);
 	EXPECT_EQ(0, map_result(fd, 0, s->page_size));
+	ASSERT_EQ(0, close(fd));
+}
+
+/*
+ * The call's argument may lie in the BAR itself, or in the very map that goes
+ * away by it, and the kernel then gets to it by vfio's fault handler.
+ */
+TEST_F(vfio_pci_dmabuf_revoke, argument_in_bar)
+{
+	struct vfio_device_feature_dma_buf_revoke *revoke;
+	struct setup *s = &self->s;
+	struct vfio_device_feature *feature;
+	void *vaddr;
+	int fd;
+
+	if (!s->is_ram)
+		SKIP(return, "No BAR with RAM to write to");
+	if (variant->revoke != __vfio_pci_dmabuf_revoke)
+		SKIP(return, "The feature shows it");
+
+	fd = export_range(s, 0, s->page_size);
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+	feature = vaddr;
+	revoke = (void *)feature->data;
+	mmio_write32(&feature->argsz, sizeof(*feature) + sizeof(*revoke));
+	mmio_write32(&feature->flags, FEATURE_REVOKE);
+	mmio_write32(&revoke->dmabuf_fd, fd);
+
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(-1, ioctl(s->device->fd, VFIO_DEVICE_FEATURE, vaddr));
+	EXPECT_EQ(EFAULT, errno);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(0, access_result(vaddr));
+
+	EXPECT_EQ(0, ioctl(s->device->fd, VFIO_DEVICE_FEATURE, vaddr));
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	EXPECT_EQ(-1, ioctl(s->device->fd, VFIO_DEVICE_FEATURE, vaddr));
+	EXPECT_EQ(EFAULT, errno);
+	EXPECT_EQ(-1, ioctl(s->device->fd, VFIO_DEVICE_FEATURE, s->bar));
+	EXPECT_EQ(EBADFD, errno);
+
+	dmabuf_unmap(vaddr, s->page_size);
 	ASSERT_EQ(0, close(fd));
 }
 
@@ -1411,22 +2176,9 @@ FIXTURE(vfio_pci_dmabuf_memattr) {
 	int fd;
 };
 
-FIXTURE_VARIANT(vfio_pci_dmabuf_memattr) {
-	const char *iommu_mode;
-};
-
-#define FIXTURE_VARIANT_ADD_IOMMU_MODE(_iommu_mode)		\
-FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_memattr, _iommu_mode) {	\
-	.iommu_mode = #_iommu_mode,				\
-}
-
-FIXTURE_VARIANT_ADD_ALL_IOMMU_MODES();
-
-#undef FIXTURE_VARIANT_ADD_IOMMU_MODE
-
 FIXTURE_SETUP(vfio_pci_dmabuf_memattr)
 {
-	const char *reason = setup_init(&self->s, variant->iommu_mode);
+	const char *reason = setup_init(&self->s, default_iommu_mode);
 
 	if (reason)
 		SKIP(return, "%s", reason);
@@ -1518,32 +2270,135 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining)
 	dmabuf_unmap(later, s->page_size);
 }
 
-TEST_F(vfio_pci_dmabuf_memattr, unknown_value)
+/* A huge page has its bits elsewhere; pieces and copies of a map keep them. */
+TEST_F(vfio_pci_dmabuf_memattr, write_combining_huge)
 {
 	struct setup *s = &self->s;
+	struct page_mapping mapping;
+	int fd, status;
+	void *vaddr;
+	pid_t pid;
 
-	EXPECT_EQ(-ENOENT, __vfio_pci_dmabuf_memattr(s->device, self->fd, 2));
-	EXPECT_EQ(-ENOENT, __vfio_pci_dmabuf_memattr(s->device, self->fd, UINT32_MAX));
+	if (s->size < SZ_4M)
+		SKIP(return, "BAR too small (size=0x%lx)", s->size);
+
+	fd = export_range(s, 0, SZ_4M);
+	if (__vfio_pci_dmabuf_memattr(s->device, fd, WC))
+		SKIP(return, "Write-combining is refused");
+
+	vaddr = mmap_reserve(SZ_4M, SZ_2M, 0);
+	ASSERT_EQ(vaddr, mmap(vaddr, SZ_4M, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0));
+	mmio_read32(vaddr);
+	if (__page_mapping_get(vaddr, &mapping))
+		SKIP(return, "Cannot look at page tables");
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, mapping.type);
+	if (!access("/sys/kernel/mm/transparent_hugepage", F_OK))
+		EXPECT_EQ(SZ_2M, mapping.size);
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(memory_type(vaddr));
+	ASSERT_EQ(pid, waitpid(pid, &status, 0));
+	ASSERT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, WEXITSTATUS(status));
+
+	ASSERT_EQ(0, mprotect(vaddr + SZ_2M, s->page_size, PROT_READ));
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, memory_type(vaddr));
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, memory_type(vaddr + SZ_2M));
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, memory_type(vaddr + SZ_2M + s->page_size));
+	dmabuf_unmap(vaddr + SZ_2M, s->page_size);
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, memory_type(vaddr + SZ_2M + s->page_size));
+
+	ASSERT_EQ(0, munmap(vaddr, SZ_4M));
+	ASSERT_EQ(0, close(fd));
+}
+
+/* The buffer has it, not the memory: others over the same page have their own. */
+TEST_F(vfio_pci_dmabuf_memattr, others_unchanged)
+{
+	struct setup *s = &self->s;
+	void *vaddr;
+	int other;
+
+	other = export_range(s, 0, s->page_size);
+	if (__vfio_pci_dmabuf_memattr(s->device, self->fd, WC))
+		SKIP(return, "Write-combining is refused");
+
+	vaddr = dmabuf_map(other, 0, s->page_size);
+	if (memory_type(vaddr) == -EOPNOTSUPP)
+		SKIP(return, "Cannot look at page tables");
+	EXPECT_EQ(MEMORY_TYPE_UNCACHED, memory_type(vaddr));
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(other));
+
+	vaddr = dmabuf_map(s->device->fd, s->device->bars[s->index].info.offset, s->page_size);
+	EXPECT_EQ(MEMORY_TYPE_UNCACHED, memory_type(vaddr));
+	dmabuf_unmap(vaddr, s->page_size);
+}
+
+TEST_F(vfio_pci_dmabuf_memattr, unknown_value)
+{
+	const u32 values[] = { 2, 3, INT_MAX, 1U << 31, UINT32_MAX };
+	struct setup *s = &self->s;
+	struct state before, after;
+	int i, memattr;
+
+	for (memattr = NC; memattr <= WC; memattr++) {
+		if (__vfio_pci_dmabuf_memattr(s->device, self->fd, memattr))
+			continue;
+
+		state_get(&before, self->fd);
+		for (i = 0; i < ARRAY_SIZE(values); i++) {
+			EXPECT_EQ(-ENOENT, __vfio_pci_dmabuf_memattr(s->device, self->fd,
+								     values[i]));
+		}
+		state_get(&after, self->fd);
+		EXPECT_STREQ(before.text, after.text);
+	}
+
 	EXPECT_EQ(0, __vfio_pci_dmabuf_memattr(s->device, self->fd, NC));
 }
 
+/* Which fd it is comes before what is asked for. */
 TEST_F(vfio_pci_dmabuf_memattr, bad_fd)
 {
+	const u32 values[] = { NC, WC, 2 };
 	struct setup *s = &self->s;
-	int other;
+	struct state before, after;
+	int pin, memfd, foreign, i;
+	char path[32];
 
-	EXPECT_EQ(-EBADF, __vfio_pci_dmabuf_memattr(s->device, -1, NC));
-	EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_memattr(s->device, s->device->fd, NC));
+	snprintf_assert(path, sizeof(path), "/proc/self/fd/%d", self->fd);
+	pin = open(path, O_PATH);
+	memfd = memfd_create("not a DMABUF", 0);
+	foreign = udmabuf_create(s->page_size);
+	state_get(&before, self->fd);
 
-	other = udmabuf_create(s->page_size);
-	if (other >= 0) {
-		EXPECT_EQ(-ENODEV, __vfio_pci_dmabuf_memattr(s->device, other, NC));
-		ASSERT_EQ(0, close(other));
+	for (i = 0; i < ARRAY_SIZE(values); i++) {
+		EXPECT_EQ(-EBADF, __vfio_pci_dmabuf_memattr(s->device, -1, values[i]));
+		EXPECT_EQ(-EBADF, __vfio_pci_dmabuf_memattr(s->device, 1 << 20, values[i]));
+		EXPECT_EQ(-EBADF, __vfio_pci_dmabuf_memattr(s->device, pin, values[i]));
+		EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_memattr(s->device, memfd, values[i]));
+		EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_memattr(s->device, s->device->fd, values[i]));
+		if (foreign >= 0) {
+			EXPECT_EQ(-ENODEV, __vfio_pci_dmabuf_memattr(s->device, foreign,
+								     values[i]));
+		}
 	}
 
+	state_get(&after, self->fd);
+	EXPECT_STREQ(before.text, after.text);
+	ASSERT_EQ(0, close(pin));
+	ASSERT_EQ(0, close(memfd));
+	if (foreign >= 0)
+		ASSERT_EQ(0, close(foreign));
+
+	/* A former life's. */
 	device_close(s);
 	device_reopen(s);
-	EXPECT_EQ(-ENODEV, __vfio_pci_dmabuf_memattr(s->device, self->fd, NC));
+	for (i = 0; i < ARRAY_SIZE(values); i++)
+		EXPECT_EQ(-ENODEV, __vfio_pci_dmabuf_memattr(s->device, self->fd, values[i]));
 }
 
 TEST_F(vfio_pci_dmabuf_memattr, bad_arguments)
@@ -1573,10 +2428,553 @@ TEST_F(vfio_pci_dmabuf_memattr, revoked)
 	vfio_pci_dmabuf_revoke(s->device, self->fd);
 	EXPECT_EQ(-EBADFD, __vfio_pci_dmabuf_memattr(s->device, self->fd, NC));
 	EXPECT_EQ(-EBADFD, __vfio_pci_dmabuf_memattr(s->device, self->fd, WC));
+	EXPECT_EQ(-EBADFD, __vfio_pci_dmabuf_memattr(s->device, self->fd, 2));
+}
+
+/*
+ * Bad input: every call fails as it should and leaves all as it was
+ */
+
+FIXTURE(vfio_pci_dmabuf_bad_input) {
+	struct setup s;
+	struct state before, after;
+	/* Neither it nor its map must suffer. */
+	void *vaddr;
+	int fd;
+};
+
+FIXTURE_SETUP(vfio_pci_dmabuf_bad_input)
+{
+	const char *reason = setup_init(&self->s, default_iommu_mode);
+
+	if (reason)
+		SKIP(return, "%s", reason);
+
+	if (!vfio_pci_has_feature(self->s.device, FEATURE_REVOKE) ||
+	    !vfio_pci_has_feature(self->s.device, FEATURE_MEMATTR))
+		SKIP(return, "The kernel lacks one of the features");
+
+	self->fd = export_range(&self->s, 0, self->s.page_size);
+	self->vaddr = dmabuf_map(self->fd, 0, self->s.page_size);
+	state_get(&self->before, self->fd);
+}
+
+FIXTURE_TEARDOWN(vfio_pci_dmabuf_bad_input)
+{
+	state_get(&self->after, self->fd);
+	EXPECT_STREQ(self->before.text, self->after.text);
+	EXPECT_EQ(0, access_result(self->vaddr));
+
+	dmabuf_unmap(self->vaddr, self->s.page_size);
+	VFIO_ASSERT_EQ(close(self->fd), 0);
+	setup_cleanup(&self->s);
+}
+
+/* The features, and for each of them an argument that is good but for an fd. */
+struct argument {
+	struct vfio_device_feature header;
+	union {
+		struct {
+			struct vfio_device_feature_dma_buf dma_buf;
+			struct vfio_region_dma_range range;
+		};
+		struct vfio_device_feature_dma_buf_revoke revoke;
+		struct vfio_device_feature_dma_buf_memattr memattr;
+	};
+};
+
+struct feature {
+	u32 number;
+	u32 direction;
+	size_t size;
+};
+
+static const struct feature features[] = {
+	{
+		VFIO_DEVICE_FEATURE_DMA_BUF, VFIO_DEVICE_FEATURE_GET,
+		sizeof(struct vfio_device_feature_dma_buf),
+	}, {
+		VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE, VFIO_DEVICE_FEATURE_SET,
+		sizeof(struct vfio_device_feature_dma_buf_revoke),
+	}, {
+		VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR, VFIO_DEVICE_FEATURE_SET,
+		sizeof(struct vfio_device_feature_dma_buf_memattr),
+	},
+};
+
+static void argument_init(struct argument *arg, struct setup *s,
+			  const struct feature *feature, int fd)
+{
+	*arg = (struct argument) {
+		.header = {
+			.argsz = sizeof(arg->header) + feature->size,
+			.flags = feature->direction | feature->number,
+		},
+	};
+
+	switch (feature->number) {
+	case VFIO_DEVICE_FEATURE_DMA_BUF:
+		arg->dma_buf.region_index = s->index;
+		arg->dma_buf.open_flags = O_RDWR;
+		arg->dma_buf.nr_ranges = 1;
+		arg->range.length = s->page_size;
+		break;
+	case VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE:
+		arg->revoke.dmabuf_fd = fd;
+		break;
+	case VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR:
+		arg->memattr.dmabuf_fd = fd;
+		arg->memattr.memattr = WC;
+		break;
+	}
+}
+
+static int feature_call(struct setup *s, void *arg)
+{
+	int ret = ioctl(s->device->fd, VFIO_DEVICE_FEATURE, arg);
+
+	return ret < 0 ? -errno : ret;
+}
+
+TEST_F(vfio_pci_dmabuf_bad_input, header)
+{
+	const u32 direction = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_SET;
+	struct setup *s = &self->s;
+	struct argument good, arg;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(features); i++) {
+		const struct feature *feature = &features[i];
+		const u32 sizes[] = {
+			0, 1, sizeof(good.header) - 1, sizeof(good.header),
+			sizeof(good.header) + feature->size - 1,
+		};
+		const u32 flags[] = {
+			feature->number,
+			feature->number | direction,
+			feature->number | (feature->direction ^ direction),
+			feature->number | feature->direction | 1 << 19,
+			feature->number | feature->direction | 1U << 31,
+			feature->number | (feature->direction ^ direction) |
+				VFIO_DEVICE_FEATURE_PROBE,
+		};
+		int j;
+
+		argument_init(&good, s, feature, self->fd);
+
+		for (j = 0; j < ARRAY_SIZE(sizes); j++) {
+			arg = good;
+			arg.header.argsz = sizes[j];
+			EXPECT_EQ(-EINVAL, feature_call(s, &arg)) {
+				TH_LOG("feature %u, size %u", feature->number, sizes[j]);
+			}
+		}
+
+		for (j = 0; j < ARRAY_SIZE(flags); j++) {
+			arg = good;
+			arg.header.flags = flags[j];
+			EXPECT_EQ(-EINVAL, feature_call(s, &arg)) {
+				TH_LOG("feature %u, flags 0x%x", feature->number, flags[j]);
+			}
+		}
+
+		/* To ask is no error, and has no effect. */
+		arg = good;
+		arg.header.flags |= VFIO_DEVICE_FEATURE_PROBE;
+		EXPECT_EQ(0, feature_call(s, &arg));
+		arg.header.flags &= ~direction;
+		EXPECT_EQ(0, feature_call(s, &arg));
+	}
+}
+
+TEST_F(vfio_pci_dmabuf_bad_input, pointers)
+{
+	struct setup *s = &self->s;
+	void *page, *hole, *arg;
+	struct argument good;
+	size_t size, cut;
+	int i;
+
+	/* A good page between two that cannot be accessed, each in its way. */
+	page = mmap(NULL, 3 * s->page_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, page);
+	page += s->page_size;
+	ASSERT_EQ(0, mprotect(page, s->page_size, PROT_READ | PROT_WRITE));
+	hole = page + s->page_size;
+	ASSERT_EQ(0, munmap(hole, s->page_size));
+
+	for (i = 0; i < ARRAY_SIZE(features); i++) {
+		argument_init(&good, s, &features[i], self->fd);
+		size = good.header.argsz;
+
+		EXPECT_EQ(-EFAULT, feature_call(s, NULL));
+		EXPECT_EQ(-EFAULT, feature_call(s, (void *)(1UL << 63)));
+		EXPECT_EQ(-EFAULT, feature_call(s, (void *)-s->page_size));
+		EXPECT_EQ(-EFAULT, feature_call(s, page - s->page_size));
+		EXPECT_EQ(-EFAULT, feature_call(s, hole));
+
+		/* The end of the argument lies where nothing is. */
+		for (cut = 1; cut < size; cut++) {
+			arg = hole - size + cut;
+			memcpy(arg, &good, size - cut);
+			EXPECT_EQ(-EFAULT, feature_call(s, arg)) {
+				TH_LOG("feature %u, %lu bytes", features[i].number, size - cut);
+			}
+		}
+	}
+
+	/* That of the ranges as well, which are behind it. */
+	argument_init(&good, s, &features[0], self->fd);
+	size = offsetof(struct argument, range) + sizeof(good.range);
+
+	for (cut = 1; cut <= sizeof(good.range); cut++) {
+		arg = hole - size + cut;
+		memcpy(arg, &good, size - cut);
+		EXPECT_EQ(-EFAULT, feature_call(s, arg)) {
+			TH_LOG("%lu bytes of the range missing", cut);
+		}
+	}
+
+	ASSERT_EQ(0, munmap(page - s->page_size, 2 * s->page_size));
+}
+
+TEST_F(vfio_pci_dmabuf_bad_input, unbound_device)
+{
+	struct argument arg;
+	struct setup *s = &self->s;
+	const char *path;
+	int fd, i;
+
+	path = vfio_pci_get_cdev_path(device_bdf);
+	fd = open(path, O_RDWR);
+	free((void *)path);
+	ASSERT_GE(fd, 0);
+
+	for (i = 0; i < ARRAY_SIZE(features); i++) {
+		argument_init(&arg, s, &features[i], self->fd);
+		EXPECT_EQ(-1, ioctl(fd, VFIO_DEVICE_FEATURE, &arg));
+		EXPECT_EQ(EINVAL, errno);
+	}
+
+	ASSERT_EQ(0, close(fd));
+}
+
+TEST_F(vfio_pci_dmabuf_bad_input, export_fields)
+{
+	const u32 values[] = { 6, 7, 8, 9, 10, 0xff, INT_MAX, 1U << 31, UINT32_MAX };
+	struct setup *s = &self->s;
+	struct argument good, arg;
+	int i, r;
+
+	argument_init(&good, s, &features[0], -1);
+
+	for (i = 0; i < ARRAY_SIZE(values); i++) {
+		arg = good;
+		arg.dma_buf.flags = values[i];
+		EXPECT_EQ(-EINVAL, feature_call(s, &arg));
+
+		arg = good;
+		arg.dma_buf.region_index = values[i];
+		EXPECT_EQ(-ENODEV, feature_call(s, &arg)) {
+			TH_LOG("region %u", values[i]);
+		}
+	}
+
+	arg = good;
+	arg.dma_buf.nr_ranges = 0;
+	EXPECT_EQ(-EINVAL, feature_call(s, &arg));
+
+	/* More than there is memory for, or at this address; which, is not said. */
+	arg.dma_buf.nr_ranges = UINT32_MAX;
+	r = feature_call(s, &arg);
+	EXPECT_TRUE(r == -ENOMEM || r == -EFAULT || r == -E2BIG) {
+		TH_LOG("%d", r);
+	}
+	arg.dma_buf.nr_ranges = 1U << 31;
+	r = feature_call(s, &arg);
+	EXPECT_TRUE(r == -ENOMEM || r == -EFAULT || r == -E2BIG) {
+		TH_LOG("%d", r);
+	}
+}
+
+/* Every start with every length: what cannot be right is refused. */
+TEST_F(vfio_pci_dmabuf_bad_input, export_ranges)
+{
+	struct setup *s = &self->s;
+	const u64 page = s->page_size;
+	const u64 values[] = {
+		0, 1, page - 1, page, page + 1, s->size - page, s->size, s->size + page,
+		1ULL << 32, 1ULL << 63, -page, -1ULL,
+	};
+	struct argument arg;
+	int i, j, r;
+
+	argument_init(&arg, s, &features[0], -1);
+
+	for (i = 0; i < ARRAY_SIZE(values); i++) {
+		for (j = 0; j < ARRAY_SIZE(values); j++) {
+			u64 offset = values[i], length = values[j];
+			bool aligned = !(offset % page) && !(length % page);
+			int expected = 0;
+
+			if (!length || !aligned || length >> 63)
+				expected = -EINVAL;
+			else if (offset == -page)
+				expected = -EOVERFLOW;	/* BARs do not begin at 0 */
+			else if (offset > s->size || length > s->size - offset)
+				expected = -EINVAL;
+
+			arg.range.offset = offset;
+			arg.range.length = length;
+			r = feature_call(s, &arg);
+			EXPECT_EQ(expected, min(r, 0)) {
+				TH_LOG("0x%lx+0x%lx", offset, length);
+			}
+			if (r >= 0)
+				ASSERT_EQ(0, close(r));
+		}
+	}
+}
+
+/* The sum of the lengths has to be a size as well. */
+TEST_F(vfio_pci_dmabuf_bad_input, export_sum)
+{
+	struct setup *s = &self->s;
+	struct vfio_region_dma_range ranges[4] = {};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(ranges); i++)
+		ranges[i].length = 1ULL << 62;
+
+	for (i = 1; i <= ARRAY_SIZE(ranges); i++) {
+		EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_export(s->device, s->index, O_RDWR,
+							    ranges, i));
+	}
+}
+
+/*
+ * To see from outside
+ */
+
+FIXTURE(vfio_pci_dmabuf_observe) {
+	struct setup s;
+	char trace[128];
+};
+
+FIXTURE_SETUP(vfio_pci_dmabuf_observe)
+{
+	const char *reason = setup_init(&self->s, default_iommu_mode);
+
+	if (reason)
+		SKIP(return, "%s", reason);
+
+	if (!vfio_pci_has_feature(self->s.device, FEATURE_REVOKE))
+		SKIP(return, "The kernel does not revoke DMABUFs");
+
+	snprintf_assert(self->trace, sizeof(self->trace),
+			"/sys/kernel/tracing/instances/vfio_pci_dmabuf_test.%d", getpid());
+}
+
+FIXTURE_TEARDOWN(vfio_pci_dmabuf_observe)
+{
+	/* It may not have been made. */
+	rmdir(self->trace);
+	setup_cleanup(&self->s);
+}
+
+TEST_F(vfio_pci_dmabuf_observe, fdinfo)
+{
+	struct setup *s = &self->s;
+	char value[64], expected[64];
+	int fd, i;
+
+	fd = export_range(s, s->page_size, 2 * s->page_size);
+	fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+	if (!value[0])
+		SKIP(return, "The kernel does not show it");
+	EXPECT_STREQ("ok", value);
+
+	fdinfo_get(fd, "vfio-pci-region", value, sizeof(value));
+	EXPECT_EQ(s->index, atoi(value));
+	fdinfo_get(fd, "vfio-pci-ranges", value, sizeof(value));
+	EXPECT_STREQ("1", value);
+	fdinfo_get(fd, "vfio-pci-range", value, sizeof(value));
+	snprintf_assert(expected, sizeof(expected), "0x%lx+0x%lx", s->page_size,
+			2 * s->page_size);
+	EXPECT_STREQ(expected, value);
+
+	for (i = 0; i < ARRAY_SIZE(outages); i++) {
+		int late;
+
+		if (!outages[i].begin(s))
+			continue;
+
+		late = export_range(s, 0, s->page_size);
+		fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+		EXPECT_STREQ("revoked temporarily", value) TH_LOG("%s", outages[i].name);
+		fdinfo_get(late, "vfio-pci-state", value, sizeof(value));
+		EXPECT_STREQ("revoked temporarily", value) TH_LOG("%s", outages[i].name);
+
+		outages[i].end(s);
+
+		fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+		EXPECT_STREQ("ok", value) TH_LOG("%s", outages[i].name);
+		fdinfo_get(late, "vfio-pci-state", value, sizeof(value));
+		EXPECT_STREQ("ok", value) TH_LOG("%s", outages[i].name);
+		ASSERT_EQ(0, close(late));
+	}
+
+	fdinfo_get(fd, "vfio-pci-memattr", value, sizeof(value));
+	EXPECT_STREQ("nc", value);
+	if (!__vfio_pci_dmabuf_memattr(s->device, fd, WC)) {
+		fdinfo_get(fd, "vfio-pci-memattr", value, sizeof(value));
+		EXPECT_STREQ("wc", value);
+	}
+
+	vfio_pci_dmabuf_revoke(s->device, fd);
+	for (i = 0; i < ARRAY_SIZE(outages); i++) {
+		fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+		EXPECT_STREQ("revoked permanently", value);
+
+		if (outages[i].begin(s)) {
+			fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+			EXPECT_STREQ("revoked permanently", value);
+			outages[i].end(s);
+		}
+	}
+	ASSERT_EQ(0, close(fd));
+
+	fd = export_range(s, 0, s->page_size);
+	device_close(s);
+	fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+	EXPECT_STREQ("revoked permanently", value);
+	device_reopen(s);
+	fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+	EXPECT_STREQ("revoked permanently", value);
+	ASSERT_EQ(0, close(fd));
+}
+
+static void trace_write(const char *trace, const char *name, const char *value)
+{
+	char path[256];
+	int fd;
+
+	snprintf_assert(path, sizeof(path), "%s/%s", trace, name);
+	fd = open(path, O_WRONLY | O_TRUNC);
+	VFIO_ASSERT_GE(fd, 0, "%s\n", path);
+	VFIO_ASSERT_EQ(write(fd, value, strlen(value)), strlen(value));
+	VFIO_ASSERT_EQ(close(fd), 0);
+}
+
+/* How often the event has been since it was asked last, and with @what. */
+static int trace_count(const char *trace, const char *event, const char *what)
+{
+	char path[256], line[512], name[64];
+	int count = 0;
+	FILE *file;
+
+	snprintf_assert(name, sizeof(name), " %s: ", event);
+	snprintf_assert(path, sizeof(path), "%s/trace", trace);
+	file = fopen(path, "r");
+	VFIO_ASSERT_NOT_NULL(file);
+	while (fgets(line, sizeof(line), file))
+		count += strstr(line, name) && strstr(line, what);
+	VFIO_ASSERT_EQ(fclose(file), 0);
+	return count;
+}
+
+static void trace_clear(const char *trace)
+{
+	trace_write(trace, "trace", "\n");
+}
+
+/* Each thing that happens is told once, and nothing is that does not. */
+TEST_F(vfio_pci_dmabuf_observe, tracepoints)
+{
+	struct setup *s = &self->s;
+	char dev[64], ino[64], bar_ino[64];
+	struct stat stat;
+	void *vaddr;
+	int fd, i;
+
+	if (access("/sys/kernel/tracing/events/vfio_pci", F_OK) || mkdir(self->trace, 0700))
+		SKIP(return, "There are no tracepoints of vfio_pci");
+
+	fd = export_range(s, 0, s->page_size);
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+	ASSERT_EQ(0, access_result(vaddr));
+	ASSERT_EQ(0, access_result(s->bar));
+
+	ASSERT_EQ(0, fstat(fd, &stat));
+	snprintf_assert(ino, sizeof(ino), " ino=%lu ", stat.st_ino);
+	snprintf_assert(bar_ino, sizeof(bar_ino), " address=0x%lx ", (u64)s->bar);
+	snprintf_assert(dev, sizeof(dev), " dev=%s ", device_bdf);
+	trace_write(self->trace, "events/vfio_pci/enable", "1");
+
+	for (i = 0; i < ARRAY_SIZE(outages); i++) {
+		trace_clear(self->trace);
+		if (!outages[i].begin(s))
+			continue;
+
+		EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_revoke_memory", dev)) {
+			TH_LOG("%s", outages[i].name);
+		}
+		EXPECT_EQ(0, trace_count(self->trace, "vfio_pci_fault_sigbus", ""));
+		EXPECT_EQ(-EFAULT, access_result(vaddr));
+		EXPECT_EQ(-EFAULT, access_result(s->bar));
+		EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_fault_sigbus", ino));
+		EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_fault_sigbus", bar_ino));
+		EXPECT_EQ(0, trace_count(self->trace, "vfio_pci_restore_memory", dev)) {
+			TH_LOG("%s", outages[i].name);
+		}
+
+		trace_clear(self->trace);
+		outages[i].end(s);
+		EXPECT_EQ(0, access_result(vaddr));
+		EXPECT_EQ(0, access_result(s->bar));
+		EXPECT_EQ(0, trace_count(self->trace, "vfio_pci_revoke_memory", dev)) {
+			TH_LOG("%s", outages[i].name);
+		}
+		EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_restore_memory", dev)) {
+			TH_LOG("%s", outages[i].name);
+		}
+		EXPECT_EQ(0, trace_count(self->trace, "vfio_pci_fault_sigbus", ""));
+	}
+
+	if (s->device->info.flags & VFIO_DEVICE_FLAGS_RESET) {
+		trace_clear(self->trace);
+		vfio_pci_device_reset(s->device);
+		EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_revoke_memory", dev));
+		EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_restore_memory", dev));
+	}
+
+	trace_clear(self->trace);
+	vfio_pci_dmabuf_revoke(s->device, fd);
+	EXPECT_EQ(-EBADFD, __vfio_pci_dmabuf_revoke(s->device, fd));
+	EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_dma_buf_revoke", ino));
+	EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_dma_buf_revoke", " ret=0\n"));
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_fault_sigbus", ino));
+	EXPECT_EQ(0, trace_count(self->trace, "vfio_pci_revoke_memory", dev));
+	EXPECT_EQ(0, trace_count(self->trace, "vfio_pci_restore_memory", dev));
+
+	trace_write(self->trace, "events/vfio_pci/enable", "0");
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(fd));
 }
 
 int main(int argc, char *argv[])
 {
-	device_bdf = vfio_selftests_get_bdf(&argc, argv);
+	char **bdfs;
+	int nr_bdfs;
+
+	if (argc == 3 && !strcmp(argv[0], "inherited"))
+		return inherited(atoi(argv[1]), atoi(argv[2]));
+
+	bdfs = vfio_selftests_get_bdfs(&argc, argv, &nr_bdfs);
+	device_bdf = bdfs[0];
+	if (nr_bdfs > 1)
+		other_bdf = bdfs[1];
+
 	return test_harness_run(argc, argv);
 }
