@@ -8,8 +8,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <sys/eventfd.h>
@@ -1170,22 +1168,6 @@ TEST_F(vfio_pci_bar_map_test, low_power)
 	ASSERT_EQ(0, count_unexpected(s, 0));
 }
 
-static bool is_suspended(void)
-{
-	char path[PATH_MAX], status[16] = "";
-	FILE *file;
-	int nr;
-
-	snprintf_assert(path, sizeof(path), "/sys/bus/pci/devices/%s/power/runtime_status",
-			device_bdf);
-	file = fopen(path, "r");
-	VFIO_ASSERT_NOT_NULL(file);
-	nr = fscanf(file, "%15s", status);
-	VFIO_ASSERT_EQ(nr, 1);
-	VFIO_ASSERT_EQ(fclose(file), 0);
-	return !strcmp(status, "suspended");
-}
-
 /* A device that was woken up is awake, there need not be a LOW_POWER_EXIT. */
 TEST_F(vfio_pci_bar_map_test, low_power_wakeup)
 {
@@ -1203,8 +1185,7 @@ TEST_F(vfio_pci_bar_map_test, low_power_wakeup)
 	ASSERT_EQ(0, vfio_device_feature_ioctl(s->device->fd, flags, &entry, sizeof(entry)));
 
 	/* It goes to sleep by itself, and an access by a map does not wake it. */
-	while (!is_suspended())
-		sched_yield();
+	vfio_pci_wait_suspended(s->device);
 	EXPECT_EQ(0, count_unexpected(s, -EFAULT));
 	EXPECT_EQ(-1, read(entry.wakeup_eventfd, &count, sizeof(count)));
 	EXPECT_EQ(EAGAIN, errno);

@@ -229,6 +229,29 @@ static void leave_low_power(struct setup *s)
 	VFIO_ASSERT_EQ(vfio_device_feature_ioctl(s->device->fd, flags, NULL, 0), 0);
 }
 
+/* No outage like the others: any call to the driver ends it. */
+static bool enter_low_power_wakeup(struct setup *s)
+{
+	u32 flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP;
+	struct vfio_device_low_power_entry_with_wakeup entry = {};
+	int r;
+
+	entry.wakeup_eventfd = eventfd(0, EFD_NONBLOCK);
+	VFIO_ASSERT_GE(entry.wakeup_eventfd, 0);
+	r = vfio_device_feature_ioctl(s->device->fd, flags, &entry, sizeof(entry));
+	VFIO_ASSERT_EQ(close(entry.wakeup_eventfd), 0);
+	if (r)
+		return false;
+
+	vfio_pci_wait_suspended(s->device);
+	return true;
+}
+
+static void wake_up(struct setup *s)
+{
+	vfio_pci_config_readw(s->device, PCI_VENDOR_ID);
+}
+
 static const struct outage outages[] = {
 	{ "memory disabled", memory_off, memory_on },
 	{ "D3hot", enter_d3, leave_d3 },
@@ -2822,6 +2845,14 @@ TEST_F(vfio_pci_dmabuf_observe, fdinfo)
 		fdinfo_get(late, "vfio-pci-state", value, sizeof(value));
 		EXPECT_STREQ("ok", value) TH_LOG("%s", outages[i].name);
 		ASSERT_EQ(0, close(late));
+	}
+
+	if (enter_low_power_wakeup(s)) {
+		fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+		EXPECT_STREQ("revoked temporarily", value);
+		wake_up(s);
+		fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
+		EXPECT_STREQ("ok", value);
 	}
 
 	fdinfo_get(fd, "vfio-pci-memattr", value, sizeof(value));

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -122,6 +123,28 @@ void mmio_reader_stop(struct mmio_reader *reader)
 {
 	WRITE_ONCE(reader->stop, true);
 	VFIO_ASSERT_EQ(pthread_join(reader->thread, NULL), 0);
+}
+
+static bool is_suspended(struct vfio_pci_device *device)
+{
+	char path[PATH_MAX], status[16] = "";
+	FILE *file;
+	int nr;
+
+	snprintf_assert(path, sizeof(path), "/sys/bus/pci/devices/%s/power/runtime_status",
+			device->bdf);
+	file = fopen(path, "r");
+	VFIO_ASSERT_NOT_NULL(file);
+	nr = fscanf(file, "%15s", status);
+	VFIO_ASSERT_EQ(nr, 1);
+	VFIO_ASSERT_EQ(fclose(file), 0);
+	return !strcmp(status, "suspended");
+}
+
+void vfio_pci_wait_suspended(struct vfio_pci_device *device)
+{
+	while (!is_suspended(device))
+		sched_yield();
 }
 
 static bool vma_info_parse(const char *line, struct vma_info *info)

@@ -8,6 +8,7 @@
 #include <linux/types.h>
 
 #include <libvfio/assert.h>
+#include <libvfio/vfio_pci_device.h>
 
 /*
  * Functions come in up to three forms: __x() returns -errno for the caller to
@@ -72,6 +73,12 @@ void mmio_reader_wait(struct mmio_reader *reader);
 
 /* Stop it. The counts of its reads, and of those that failed, are final then. */
 void mmio_reader_stop(struct mmio_reader *reader);
+
+/*
+ * Wait until a device that was allowed to sleep does so. Any call of its driver
+ * would wake it up, therefore this asks the kernel's power management.
+ */
+void vfio_pci_wait_suspended(struct vfio_pci_device *device);
 
 /* One line of /proc/self/maps. */
 struct vma_info {
