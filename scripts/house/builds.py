@@ -221,6 +221,13 @@ def selftests(tree, commit, log):
     return place
 
 
+def kunit_suites(tree, commit):
+    """The KUnit suites of vfio-pci: each is in the file of its name."""
+    names = git("ls-tree", "--name-only", f"{commit}:drivers/vfio/pci",
+                "tests/", cwd=tree).split()
+    return re.findall(r"^tests/(\w+)_kunit\.c$", "\n".join(names), re.M)
+
+
 def initramfs(programs):
     """The VM's first file system with the programs of that directory."""
     out = build_dir() / "initramfs.cpio"

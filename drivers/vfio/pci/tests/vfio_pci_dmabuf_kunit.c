@@ -1,0 +1,706 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KUnit tests of the DMABUFs behind mappings of BARs
+ *
+ * Such a DMABUF has no descriptor, so userspace cannot try to import it.  Here
+ * it is made for a device that consists of no more than the structures.  What
+ * is tested of revocation goes for exported DMABUFs as well, their code is the
+ * same; that they are in fact mapped and imported is left to the selftests.
+ */
+#include <kunit/device.h>
+#include <kunit/test.h>
+
+#include <linux/anon_inodes.h>
+#include <linux/bits.h>
+#include <linux/dma-buf.h>
+#include <linux/file.h>
+#include <linux/pci.h>
+#include <linux/pci-p2pdma.h>
+#include <linux/unaligned.h>
+
+#include "../vfio_pci_priv.h"
+
+#define BAR		5
+#define BAR_PGOFF	(VFIO_PCI_INDEX_TO_OFFSET(BAR) >> PAGE_SHIFT)
+/* The mapping starts at the fourth page of the BAR */
+#define MAP_PGOFF	(BAR_PGOFF + 3)
+#define ORDER		9
+#define ORDER_PAGES	BIT(ORDER)
+#define MAP_PAGES	(2 * ORDER_PAGES)
+#define MAP_START	(16 * ORDER_PAGES * PAGE_SIZE)
+#define MAP_PFN		(4 * ORDER_PAGES)
+
+/* Anybody is refused if the kernel knows no peer-to-peer DMA */
+#define IF_P2PDMA(ret)	(IS_ENABLED(CONFIG_PCI_P2PDMA) ? (ret) : -EOPNOTSUPP)
+
+struct dmabuf_test {
+	struct vfio_pci_core_device *vdev;
+	struct file *device_file;
+	struct p2pdma_provider provider;
+	struct device *importer;
+	unsigned int nr_invalidated;
+};
+
+static const struct vfio_device_ops device_ops = {
+	.name = "vfio-pci-kunit",
+	.mmap = vfio_pci_core_mmap,
+};
+
+static const struct file_operations device_fops = {};
+
+static void count_invalidate(struct dma_buf_attachment *attachment)
+{
+	struct dmabuf_test *ctx = attachment->importer_priv;
+
+	ctx->nr_invalidated++;
+}
+
+static const struct dma_buf_attach_ops importer_ops = {
+	.allow_peer2peer = true,
+	.invalidate_mappings = count_invalidate,
+};
+
+static const struct dma_buf_attach_ops importer_ops_no_peer2peer = {
+	.invalidate_mappings = count_invalidate,
+};
+
+static const struct dma_buf_attach_ops importer_ops_no_invalidate = {
+	.allow_peer2peer = true,
+};
+
+KUNIT_DEFINE_ACTION_WRAPPER(release_device, vfio_pci_core_release_dev,
+			    struct vfio_device *);
+KUNIT_DEFINE_ACTION_WRAPPER(fput_action, fput, struct file *);
+
+static struct vfio_pci_core_device *alloc_device(struct kunit *test)
+{
+	struct vfio_pci_core_device *vdev;
+	struct pci_dev *pdev;
+
+	pdev = kunit_kzalloc(test, sizeof(*pdev), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, pdev);
+	pdev->dev.init_name = "0000:00:00.0";
+	/* There is no bus to make a provider of, so the buffers get none */
+	pdev->non_mappable_bars = true;
+
+	vdev = kunit_kzalloc(test, sizeof(*vdev), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vdev);
+	vdev->vdev.dev = &pdev->dev;
+	vdev->vdev.device.init_name = "vfio-kunit";
+	vdev->vdev.ops = &device_ops;
+	refcount_set(&vdev->vdev.refcount, 1);
+	init_completion(&vdev->vdev.comp);
+
+	vdev->vconfig = kunit_kzalloc(test, PCI_CFG_SPACE_SIZE, GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vdev->vconfig);
+	put_unaligned_le16(PCI_COMMAND_MEMORY, vdev->vconfig + PCI_COMMAND);
+
+	KUNIT_ASSERT_EQ(test, 0, vfio_pci_core_init_dev(&vdev->vdev));
+	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, release_device,
+							   &vdev->vdev));
+	return vdev;
+}
+
+static void open_device(struct vfio_pci_core_device *vdev)
+{
+	down_write(&vdev->memory_lock);
+	vdev->mem_open = true;
+	vfio_pci_restore_memory(vdev);
+	up_write(&vdev->memory_lock);
+}
+
+static void hold(struct vfio_pci_core_device *vdev)
+{
+	down_write(&vdev->memory_lock);
+	vfio_pci_begin_hold(vdev);
+	up_write(&vdev->memory_lock);
+}
+
+static void unhold(struct vfio_pci_core_device *vdev)
+{
+	down_write(&vdev->memory_lock);
+	vfio_pci_unhold_memory(vdev);
+	up_write(&vdev->memory_lock);
+}
+
+static void init_vma(struct vm_area_struct *vma, struct dmabuf_test *ctx)
+{
+	memset(vma, 0, sizeof(*vma));
+	vma->vm_start = MAP_START;
+	vma->vm_end = MAP_START + MAP_PAGES * PAGE_SIZE;
+	vma->vm_pgoff = MAP_PGOFF;
+	vma->vm_file = ctx->device_file;
+}
+
+/* What is left to do when the last VMA has been unmapped */
+static void put_bar_map(void *data)
+{
+	struct vfio_pci_dma_buf *priv = data;
+
+	fput(priv->device_file);
+	dma_buf_put(priv->dmabuf);
+	flush_delayed_fput();
+}
+
+static struct vfio_pci_dma_buf *create_bar_map(struct kunit *test)
+{
+	struct dmabuf_test *ctx = test->priv;
+	struct vfio_pci_dma_buf *priv;
+	struct vm_area_struct *vma;
+
+	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	init_vma(vma, ctx);
+	priv = vfio_pci_dma_buf_create_bar_map(ctx->vdev, vma, BAR,
+					       PFN_PHYS(MAP_PFN));
+	kunit_kfree(test, vma);
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, priv);
+	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, put_bar_map,
+							   priv));
+	return priv;
+}
+
+/* A buffer that can be imported where there is peer-to-peer DMA */
+static struct vfio_pci_dma_buf *create_importable(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct dmabuf_test *ctx = test->priv;
+
+	priv->provider = &ctx->provider;
+	return priv;
+}
+
+static enum vfio_pci_dma_buf_status get_status(struct vfio_pci_dma_buf *priv)
+{
+	enum vfio_pci_dma_buf_status status;
+
+	dma_resv_lock(&priv->resv, NULL);
+	status = priv->status;
+	dma_resv_unlock(&priv->resv);
+
+	return status;
+}
+
+static struct dma_buf_attachment *attach(struct kunit *test,
+					 struct vfio_pci_dma_buf *priv,
+					 const struct dma_buf_attach_ops *ops)
+{
+	struct dmabuf_test *ctx = test->priv;
+
+	return dma_buf_dynamic_attach(priv->dmabuf, ctx->importer, ops, ctx);
+}
+
+static int try_attach(struct kunit *test, struct vfio_pci_dma_buf *priv,
+		      const struct dma_buf_attach_ops *ops)
+{
+	struct dma_buf_attachment *attachment = attach(test, priv, ops);
+
+	if (IS_ERR(attachment))
+		return PTR_ERR(attachment);
+
+	dma_buf_detach(priv->dmabuf, attachment);
+	return 0;
+}
+
+static void detach_action(void *data)
+{
+	struct dma_buf_attachment *attachment = data;
+
+	dma_buf_detach(attachment->dmabuf, attachment);
+}
+
+/* Attached until the end of the test */
+static struct dma_buf_attachment *stay_attached(struct kunit *test,
+						struct vfio_pci_dma_buf *priv)
+{
+	struct dma_buf_attachment *attachment;
+
+	attachment = attach(test, priv, &importer_ops);
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, attachment);
+	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, detach_action,
+							   attachment));
+	return attachment;
+}
+
+static int try_map(struct dma_buf_attachment *attachment)
+{
+	struct sg_table *sgt;
+
+	sgt = dma_buf_map_attachment_unlocked(attachment, DMA_BIDIRECTIONAL);
+	if (IS_ERR(sgt))
+		return PTR_ERR(sgt);
+
+	dma_buf_unmap_attachment_unlocked(attachment, sgt, DMA_BIDIRECTIONAL);
+	return 0;
+}
+
+static int vfio_pci_dmabuf_test_init(struct kunit *test)
+{
+	struct dmabuf_test *ctx;
+
+	ctx = kunit_kzalloc(test, sizeof(*ctx), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, ctx);
+	test->priv = ctx;
+
+	ctx->vdev = alloc_device(test);
+	ctx->provider.owner = ctx->vdev->vdev.dev;
+	open_device(ctx->vdev);
+
+	ctx->device_file = anon_inode_getfile("[vfio-kunit]", &device_fops,
+					      NULL, O_RDWR);
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, ctx->device_file);
+	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, fput_action,
+							   ctx->device_file));
+
+	ctx->importer = kunit_device_register(test, "importer");
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, ctx->importer);
+
+	return 0;
+}
+
+static void vfio_pci_bar_map_create(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct dmabuf_test *ctx = test->priv;
+
+	KUNIT_EXPECT_EQ(test, priv->size, MAP_PAGES * PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, priv->dmabuf->size, MAP_PAGES * PAGE_SIZE);
+	KUNIT_EXPECT_EQ(test, priv->vm_pgoff, MAP_PGOFF);
+	KUNIT_EXPECT_EQ(test, priv->region_index, BAR);
+	KUNIT_EXPECT_EQ(test, priv->nr_ranges, 1);
+	KUNIT_EXPECT_EQ(test, priv->phys_vec[0].paddr, PFN_PHYS(MAP_PFN));
+	KUNIT_EXPECT_EQ(test, priv->phys_vec[0].len, MAP_PAGES * PAGE_SIZE);
+	KUNIT_EXPECT_NULL(test, priv->provider);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_OK);
+	KUNIT_EXPECT_STREQ(test, priv->dmabuf->name,
+			   "vfio-kunit:0000:00:00.0/5");
+
+	/* It keeps the device registered and open */
+	KUNIT_EXPECT_EQ(test, refcount_read(&ctx->vdev->vdev.refcount), 2);
+	KUNIT_EXPECT_EQ(test, file_count(ctx->device_file), 2);
+	KUNIT_EXPECT_TRUE(test, list_is_singular(&ctx->vdev->dmabufs));
+
+	kunit_release_action(test, put_bar_map, priv);
+	KUNIT_EXPECT_EQ(test, refcount_read(&ctx->vdev->vdev.refcount), 1);
+	KUNIT_EXPECT_EQ(test, file_count(ctx->device_file), 1);
+	KUNIT_EXPECT_TRUE(test, list_empty(&ctx->vdev->dmabufs));
+}
+
+/* remap_file_pages() comes by the file, other drivers by dma_buf_mmap() */
+static void vfio_pci_bar_map_mmap(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct file *file = priv->dmabuf->file;
+	struct dmabuf_test *ctx = test->priv;
+	struct vm_area_struct *vma;
+
+	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	init_vma(vma, ctx);
+	KUNIT_EXPECT_EQ(test, -EINVAL, file->f_op->mmap(file, vma));
+	vma->vm_pgoff = 0;
+	KUNIT_EXPECT_EQ(test, -EINVAL, file->f_op->mmap(file, vma));
+	KUNIT_EXPECT_EQ(test, -EINVAL, dma_buf_mmap(priv->dmabuf, vma, 0));
+	KUNIT_EXPECT_PTR_EQ(test, vma->vm_file, ctx->device_file);
+}
+
+static void vfio_pci_attach(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+
+	KUNIT_EXPECT_EQ(test, IF_P2PDMA(0),
+			try_attach(test, priv, &importer_ops));
+}
+
+static void vfio_pci_attach_without_provider(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+
+	KUNIT_ASSERT_NULL(test, priv->provider);
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
+			try_attach(test, priv, &importer_ops));
+
+	/* No matter what else there is to say */
+	hold(priv->vdev);
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
+			try_attach(test, priv, &importer_ops));
+	unhold(priv->vdev);
+}
+
+static void vfio_pci_attach_without_peer2peer(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
+			try_attach(test, priv, &importer_ops_no_peer2peer));
+	/* This is what dma_buf_attach() has */
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP, try_attach(test, priv, NULL));
+}
+
+static void vfio_pci_attach_without_invalidate(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
+			try_attach(test, priv, &importer_ops_no_invalidate));
+}
+
+static void vfio_pci_attach_revoked(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+
+	hold(priv->vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_REVOKED);
+	KUNIT_EXPECT_EQ(test, IF_P2PDMA(-ENODEV),
+			try_attach(test, priv, &importer_ops));
+
+	unhold(priv->vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_OK);
+	KUNIT_EXPECT_EQ(test, IF_P2PDMA(0),
+			try_attach(test, priv, &importer_ops));
+}
+
+static void vfio_pci_attach_dead(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+
+	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_revoke(priv->vdev, priv));
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_DEAD);
+	KUNIT_EXPECT_EQ(test, IF_P2PDMA(-ENODEV),
+			try_attach(test, priv, &importer_ops));
+}
+
+/* The buffer outlives the device: somebody still has its file */
+static void vfio_pci_attach_closed(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+	struct dmabuf_test *ctx = test->priv;
+
+	vfio_pci_dma_buf_cleanup(ctx->vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_DEAD);
+	KUNIT_EXPECT_NULL(test, priv->vdev);
+	KUNIT_EXPECT_TRUE(test, list_empty(&ctx->vdev->dmabufs));
+	KUNIT_EXPECT_EQ(test, refcount_read(&ctx->vdev->vdev.refcount), 1);
+	KUNIT_EXPECT_EQ(test, IF_P2PDMA(-ENODEV),
+			try_attach(test, priv, &importer_ops));
+
+	open_device(ctx->vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_DEAD);
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			vfio_pci_dma_buf_revoke(ctx->vdev, priv));
+}
+
+static void vfio_pci_map_revoked(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+	struct dma_buf_attachment *attachment;
+
+	if (!IS_ENABLED(CONFIG_PCI_P2PDMA))
+		kunit_skip(test, "no peer-to-peer DMA");
+
+	attachment = stay_attached(test, priv);
+	/* The importer is no PCI device */
+	KUNIT_EXPECT_EQ(test, -EINVAL, try_map(attachment));
+	hold(priv->vdev);
+	KUNIT_EXPECT_EQ(test, -ENODEV, try_map(attachment));
+	unhold(priv->vdev);
+	KUNIT_EXPECT_EQ(test, -EINVAL, try_map(attachment));
+	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_revoke(priv->vdev, priv));
+	KUNIT_EXPECT_EQ(test, -ENODEV, try_map(attachment));
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 0);
+}
+
+/* Importers are told on the way into revocation, once, and not out of it */
+static void vfio_pci_invalidate(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+	struct dmabuf_test *ctx = test->priv;
+
+	if (!IS_ENABLED(CONFIG_PCI_P2PDMA))
+		kunit_skip(test, "no peer-to-peer DMA");
+
+	stay_attached(test, priv);
+	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 0);
+	hold(ctx->vdev);
+	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 1);
+	hold(ctx->vdev);
+	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 1);
+	unhold(ctx->vdev);
+	unhold(ctx->vdev);
+	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 1);
+	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_revoke(ctx->vdev, priv));
+	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 2);
+	hold(ctx->vdev);
+	unhold(ctx->vdev);
+	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 2);
+}
+
+/* A new buffer is in the state that the device is in */
+static void vfio_pci_status_of_new(struct kunit *test)
+{
+	struct vfio_pci_core_device *closed = alloc_device(test);
+	struct vfio_pci_dma_buf *priv;
+	struct dmabuf_test *ctx = test->priv;
+
+	hold(ctx->vdev);
+	priv = create_bar_map(test);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_REVOKED);
+	unhold(ctx->vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_OK);
+
+	ctx->vdev = closed;
+	priv = create_bar_map(test);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_REVOKED);
+	open_device(closed);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_OK);
+}
+
+static void vfio_pci_status_holds(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+
+	hold(priv->vdev);
+	hold(priv->vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_REVOKED);
+	unhold(priv->vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_REVOKED);
+	unhold(priv->vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_OK);
+}
+
+/* The last hold is dropped, but what has been done meanwhile decides */
+static void vfio_pci_status_memory_off(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct vfio_pci_core_device *vdev = priv->vdev;
+
+	hold(vdev);
+	put_unaligned_le16(0, vdev->vconfig + PCI_COMMAND);
+	unhold(vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_REVOKED);
+
+	hold(vdev);
+	put_unaligned_le16(PCI_COMMAND_MEMORY, vdev->vconfig + PCI_COMMAND);
+	vdev->pdev->current_state = PCI_D3hot;
+	unhold(vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_REVOKED);
+
+	hold(vdev);
+	vdev->pdev->current_state = PCI_D0;
+	unhold(vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_OK);
+}
+
+static void vfio_pci_revoke(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct vfio_pci_dma_buf *other = create_bar_map(test);
+	struct vfio_pci_core_device *stranger = alloc_device(test);
+	struct vfio_pci_core_device *vdev = priv->vdev;
+
+	KUNIT_EXPECT_EQ(test, -ENODEV, vfio_pci_dma_buf_revoke(stranger, priv));
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_OK);
+
+	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_revoke(vdev, priv));
+	KUNIT_EXPECT_EQ(test, -EBADFD, vfio_pci_dma_buf_revoke(vdev, priv));
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_DEAD);
+	KUNIT_EXPECT_EQ(test, get_status(other), VFIO_PCI_DMA_BUF_OK);
+
+	/* Neither the way into revocation nor that out of it changes it */
+	hold(vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_DEAD);
+	unhold(vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_DEAD);
+	KUNIT_EXPECT_EQ(test, get_status(other), VFIO_PCI_DMA_BUF_OK);
+}
+
+static void vfio_pci_revoke_revoked(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct vfio_pci_core_device *vdev = priv->vdev;
+
+	hold(vdev);
+	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_revoke(vdev, priv));
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_DEAD);
+	unhold(vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_DEAD);
+}
+
+/* A VMA, which starts and ends that far inside of the mapping */
+struct vma_case {
+	const char *name;
+	unsigned long head;
+	unsigned long tail;
+	/* Add this to the addresses, but not to the mmap offset */
+	long move;
+	/* Add this to the mmap offset, but not to the addresses */
+	long slip;
+	/* The address, as a page of the mapping */
+	unsigned long page;
+	unsigned int order;
+	int ret;
+	unsigned long pfn;
+};
+
+static const struct vma_case vma_cases[] = {
+	{
+		.name = "first page",
+		.page = 0,
+		.pfn = MAP_PFN,
+	}, {
+		.name = "last page",
+		.page = MAP_PAGES - 1,
+		.pfn = MAP_PFN + MAP_PAGES - 1,
+	}, {
+		.name = "split, first page",
+		.head = 5,
+		.page = 5,
+		.pfn = MAP_PFN + 5,
+	}, {
+		.name = "split, last page",
+		.tail = 5,
+		.page = MAP_PAGES - 6,
+		.pfn = MAP_PFN + MAP_PAGES - 6,
+	}, {
+		.name = "moved",
+		.move = 7,
+		.page = 5,
+		.pfn = MAP_PFN + 5,
+	}, {
+		.name = "split and moved",
+		.head = 5,
+		.move = -7,
+		.page = 6,
+		.pfn = MAP_PFN + 6,
+	}, {
+		.name = "huge, first address",
+		.page = 0,
+		.order = ORDER,
+		.pfn = MAP_PFN,
+	}, {
+		.name = "huge, last address",
+		.page = MAP_PAGES - 1,
+		.order = ORDER,
+		.pfn = MAP_PFN + ORDER_PAGES,
+	}, {
+		.name = "huge, split in its middle",
+		.head = 5,
+		.page = 6,
+		.order = ORDER,
+		.ret = -EAGAIN,
+	}, {
+		.name = "huge, split in front of it",
+		.head = 5,
+		.page = ORDER_PAGES + 6,
+		.order = ORDER,
+		.pfn = MAP_PFN + ORDER_PAGES,
+	}, {
+		.name = "huge, split before its end",
+		.tail = 1,
+		.page = ORDER_PAGES,
+		.order = ORDER,
+		.ret = -EAGAIN,
+	}, {
+		.name = "huge, split behind it",
+		.tail = ORDER_PAGES,
+		.page = 0,
+		.order = ORDER,
+		.pfn = MAP_PFN,
+	}, {
+		.name = "huge, moved by a page",
+		.move = 1,
+		.page = ORDER_PAGES,
+		.order = ORDER,
+		.ret = -EAGAIN,
+	}, {
+		.name = "huge, moved by a huge page",
+		.move = ORDER_PAGES,
+		.page = 0,
+		.order = ORDER,
+		.pfn = MAP_PFN,
+	}, {
+		.name = "mmap offset behind the end",
+		.slip = MAP_PAGES,
+		.page = 0,
+		.ret = -ERANGE,
+	}, {
+		.name = "mmap offset before the start",
+		.slip = -1,
+		.page = 0,
+		.ret = -ERANGE,
+	}, {
+		.name = "mmap offset of the BAR before",
+		.slip = -(long)(BAR_PGOFF / BAR),
+		.page = 0,
+		.ret = -ERANGE,
+	}, {
+		.name = "mmap offset without a BAR",
+		.slip = -(long)BAR_PGOFF,
+		.page = 0,
+		.ret = -ERANGE,
+	}, {
+		.name = "mmap offset 0",
+		.slip = -(long)MAP_PGOFF,
+		.page = 0,
+		.ret = -ERANGE,
+	},
+};
+
+KUNIT_ARRAY_PARAM_DESC(vma, vma_cases, name);
+
+static void vfio_pci_vma_find_pfn_table(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	const struct vma_case *param = test->param_value;
+	unsigned long pfn = ULONG_MAX;
+	struct vm_area_struct *vma;
+
+	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	init_vma(vma, test->priv);
+	vma->vm_private_data = priv;
+	vma->vm_start += (param->head + param->move) * PAGE_SIZE;
+	vma->vm_end += (param->move - param->tail) * PAGE_SIZE;
+	vma->vm_pgoff += param->head + param->slip;
+
+	KUNIT_EXPECT_EQ(test, param->ret,
+			vfio_pci_vma_find_pfn(vma, MAP_START +
+					      (param->page + param->move) *
+					      PAGE_SIZE, param->order, &pfn));
+	if (!param->ret)
+		KUNIT_EXPECT_EQ(test, pfn, param->pfn);
+}
+
+static struct kunit_case vfio_pci_dmabuf_cases[] = {
+	KUNIT_CASE(vfio_pci_bar_map_create),
+	KUNIT_CASE(vfio_pci_bar_map_mmap),
+	KUNIT_CASE(vfio_pci_attach),
+	KUNIT_CASE(vfio_pci_attach_without_provider),
+	KUNIT_CASE(vfio_pci_attach_without_peer2peer),
+	KUNIT_CASE(vfio_pci_attach_without_invalidate),
+	KUNIT_CASE(vfio_pci_attach_revoked),
+	KUNIT_CASE(vfio_pci_attach_dead),
+	KUNIT_CASE(vfio_pci_attach_closed),
+	KUNIT_CASE(vfio_pci_map_revoked),
+	KUNIT_CASE(vfio_pci_invalidate),
+	KUNIT_CASE(vfio_pci_status_of_new),
+	KUNIT_CASE(vfio_pci_status_holds),
+	KUNIT_CASE(vfio_pci_status_memory_off),
+	KUNIT_CASE(vfio_pci_revoke),
+	KUNIT_CASE(vfio_pci_revoke_revoked),
+	KUNIT_CASE_PARAM(vfio_pci_vma_find_pfn_table, vma_gen_params),
+	{}
+};
+
+static struct kunit_suite vfio_pci_dmabuf_suite = {
+	.name = "vfio_pci_dmabuf",
+	.init = vfio_pci_dmabuf_test_init,
+	.test_cases = vfio_pci_dmabuf_cases,
+};
+
+kunit_test_suite(vfio_pci_dmabuf_suite);
+
+MODULE_DESCRIPTION("KUnit tests of vfio-pci's DMABUFs");
+MODULE_IMPORT_NS("DMA_BUF");
+MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
+MODULE_LICENSE("GPL");
