@@ -18,7 +18,7 @@ deps:
 	@scripts/deps check
 
 .PHONY: demo
-demo: deps ## boot the VM and let a userspace driver work edu-plus in it
+demo: deps ## boot the VM; a process vends edu-plus to 16 others, slice by slice
 	@scripts/demo
 
 .PHONY: check

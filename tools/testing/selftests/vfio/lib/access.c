@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+#include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <sched.h>
@@ -166,13 +167,14 @@ static bool vma_info_contains(struct vma_info *info, const void *vaddr)
 	return (u64)vaddr >= info->start && (u64)vaddr < info->end;
 }
 
-int __vma_info_get(const void *vaddr, struct vma_info *info)
+int __vma_info_get_of(pid_t pid, const void *vaddr, struct vma_info *info)
 {
-	char line[1024];
+	char path[32], line[1024];
 	int ret = -ENOENT;
 	FILE *file;
 
-	file = fopen("/proc/self/maps", "r");
+	snprintf_assert(path, sizeof(path), "/proc/%d/maps", pid);
+	file = fopen(path, "r");
 	VFIO_ASSERT_NOT_NULL(file);
 
 	while (fgets(line, sizeof(line), file)) {
@@ -185,6 +187,11 @@ int __vma_info_get(const void *vaddr, struct vma_info *info)
 
 	fclose(file);
 	return ret;
+}
+
+int __vma_info_get(const void *vaddr, struct vma_info *info)
+{
+	return __vma_info_get_of(getpid(), vaddr, info);
 }
 
 bool vma_has_flag(const void *vaddr, const char *flag)
@@ -273,21 +280,30 @@ static bool ptdump_parse(char *line, struct ptdump_line *out)
 	return true;
 }
 
-static FILE *ptdump_open(void)
+int __page_tables_open(void)
 {
-	return fopen("/sys/kernel/debug/page_tables/current_kernel", "r");
+	int fd = open("/sys/kernel/debug/page_tables/current_kernel", O_RDONLY | O_CLOEXEC);
+
+	return fd < 0 ? -EOPNOTSUPP : fd;
 }
 
-int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
+/* The dump is made by reading from its beginning. */
+static FILE *ptdump_begin(int fd)
+{
+	FILE *file = fdopen(dup(fd), "r");
+
+	VFIO_ASSERT_NOT_NULL(file);
+	rewind(file);
+	return file;
+}
+
+int __page_mapping_get_from(int fd, const void *vaddr, struct page_mapping *mapping)
 {
 	struct ptdump_line dump;
 	char line[256];
 	FILE *file;
 
-	file = ptdump_open();
-	if (!file)
-		return -EOPNOTSUPP;
-
+	file = ptdump_begin(fd);
 	*mapping = (struct page_mapping) {};
 
 	while (fgets(line, sizeof(line), file)) {
@@ -302,17 +318,33 @@ int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
 	return 0;
 }
 
+int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
+{
+	int fd = __page_tables_open();
+	int ret;
+
+	if (fd < 0)
+		return fd;
+
+	ret = __page_mapping_get_from(fd, vaddr, mapping);
+	close(fd);
+	return ret;
+}
+
 long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
 {
 	u64 start = (u64)vaddr, end = start + size;
+	int fd = __page_tables_open();
 	struct ptdump_line dump;
 	char line[256];
 	long count = 0;
 	FILE *file;
 
-	file = ptdump_open();
-	if (!file)
-		return -EOPNOTSUPP;
+	if (fd < 0)
+		return fd;
+
+	file = ptdump_begin(fd);
+	close(fd);
 
 	while (fgets(line, sizeof(line), file)) {
 		if (!ptdump_parse(line, &dump) || dump.mapping.size != page_size)
@@ -328,6 +360,16 @@ long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
 	return count;
 }
 #else
+int __page_tables_open(void)
+{
+	return -EOPNOTSUPP;
+}
+
+int __page_mapping_get_from(int fd, const void *vaddr, struct page_mapping *mapping)
+{
+	return -EOPNOTSUPP;
+}
+
 int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
 {
 	return -EOPNOTSUPP;

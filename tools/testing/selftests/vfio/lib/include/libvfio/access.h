@@ -5,6 +5,8 @@
 #include <pthread.h>
 #include <stdbool.h>
 
+#include <sys/types.h>
+
 #include <linux/types.h>
 
 #include <libvfio/assert.h>
@@ -80,7 +82,7 @@ void mmio_reader_stop(struct mmio_reader *reader);
  */
 void vfio_pci_wait_suspended(struct vfio_pci_device *device);
 
-/* One line of /proc/self/maps. */
+/* One line of /proc/PID/maps. */
 struct vma_info {
 	u64 start;
 	u64 end;
@@ -100,6 +102,9 @@ static inline void vma_info_get(const void *vaddr, struct vma_info *info)
 {
 	VFIO_ASSERT_EQ(__vma_info_get(vaddr, info), 0, "%p is not mapped\n", vaddr);
 }
+
+/* The same for a mapping of another process. */
+int __vma_info_get_of(pid_t pid, const void *vaddr, struct vma_info *info);
 
 /**
  * vma_has_flag() - Tell whether a mapping has one of the flags of "VmFlags:"
@@ -132,6 +137,20 @@ struct page_mapping {
  * Return: 0 on success, -EOPNOTSUPP if there is no way to tell.
  */
 int __page_mapping_get(const void *vaddr, struct page_mapping *mapping);
+
+/**
+ * __page_tables_open() - Open what __page_mapping_get() looks at.
+ *
+ * Opening takes privileges, reading does not, and shows the page tables of the
+ * reader: the fd can be passed to a process that is to look at its own ones.
+ *
+ * Return: An fd for __page_mapping_get_from(), -EOPNOTSUPP if there is no way
+ * to tell.
+ */
+int __page_tables_open(void);
+
+/* __page_mapping_get() through an fd of __page_tables_open(). */
+int __page_mapping_get_from(int fd, const void *vaddr, struct page_mapping *mapping);
 
 /**
  * __page_mapping_count() - Count the translations of a given size.
