@@ -1250,7 +1250,7 @@ TEST_F(vfio_pci_dmabuf_map, hot_reset_in_a_storm)
 		storm_wait(&storms[i]);
 	}
 
-	for (round = 0; round < 10; round++) {
+	for (round = 0; round < 50; round++) {
 		EXPECT_EQ(0, ioctl(s->device->fd, VFIO_DEVICE_PCI_HOT_RESET, &reset)) {
 			TH_LOG("round %d, errno %d", round, errno);
 		}
