@@ -810,7 +810,7 @@ static struct answer child_ask(struct child *sub, struct request request)
 }
 
 static int child_result(struct child *sub, enum operation operation, enum slice slice,
-			      u64 size)
+			u64 size)
 {
 	return child_ask(sub, (struct request) {
 		.operation = operation,
