@@ -650,6 +650,8 @@ static void random_range(struct rnd_state *rnd, struct pfn_range *range,
 		range->pfn = prev->pfn + prev->nr;
 	else if (prev->nr && kind == 4)
 		*range = *prev;
+	else if (kind == 5 && range->nr <= prev->pfn)
+		range->pfn = prev->pfn - range->nr;
 	else if (kind < 7)
 		range->pfn = ALIGN_DOWN(range->pfn, 1UL << order);
 }
@@ -713,7 +715,10 @@ static void compare_with_list(struct kunit *test, const struct buffer *buf,
 	}
 }
 
-/* Half of the ranges are adjacent to the one before, others overlap */
+/*
+ * Half of the ranges are adjacent to the one before.  Of the others some repeat
+ * it, are adjacent in reverse, aligned, or overlap.
+ */
 static void vfio_pci_find_pfn_random(struct kunit *test)
 {
 	struct page_list *list = alloc_array(test, 1, sizeof(*list));
