@@ -331,7 +331,8 @@ int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
 	return ret;
 }
 
-long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
+/* @page_size is 0 for all sizes. */
+static long ptdump_count(const void *vaddr, u64 size, u64 page_size)
 {
 	u64 start = (u64)vaddr, end = start + size;
 	int fd = __page_tables_open();
@@ -347,13 +348,15 @@ long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
 	close(fd);
 
 	while (fgets(line, sizeof(line), file)) {
-		if (!ptdump_parse(line, &dump) || dump.mapping.size != page_size)
+		if (!ptdump_parse(line, &dump) || !dump.mapping.size)
+			continue;
+		if (page_size && page_size != dump.mapping.size)
 			continue;
 
 		dump.start = max(dump.start, start);
 		dump.end = min(dump.end, end);
 		if (dump.start < dump.end)
-			count += (dump.end - dump.start) / page_size;
+			count += (dump.end - dump.start) / dump.mapping.size;
 	}
 
 	fclose(file);
@@ -375,19 +378,18 @@ int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
 	return -EOPNOTSUPP;
 }
 
-long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
+static long ptdump_count(const void *vaddr, u64 size, u64 page_size)
 {
 	return -EOPNOTSUPP;
 }
 #endif
 
+long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
+{
+	return ptdump_count(vaddr, size, page_size);
+}
+
 long __page_mapping_count_all(const void *vaddr, u64 size)
 {
-	long small = __page_mapping_count(vaddr, size, SZ_4K);
-
-	if (small < 0)
-		return small;
-
-	return small + __page_mapping_count(vaddr, size, SZ_2M) +
-		__page_mapping_count(vaddr, size, SZ_1G);
+	return ptdump_count(vaddr, size, 0);
 }
