@@ -56,7 +56,7 @@ shell: deps ## a prompt in the VM, devices bound to vfio-pci [TREE=build/linux]
 
 .PHONY: test
 test: deps ## run one test in the VM: TEST="program [args]" [TREE=build/linux]
-	@scripts/demo --run "$(TEST)" $(if $(TREE),--tree $(TREE))
+	@scripts/demo --run '$(value TEST)' $(if $(TREE),--tree $(TREE))
 
 .PHONY: clean
 clean: ## remove this clone's objects and logs, not its trees, not the cache

@@ -69,24 +69,31 @@ def source(name):
     with lock(build_dir() / f".src-{name}.lock"):
         wanted = stack_id(stack, base)
         if not stamp.exists() or stamp.read_text() != wanted:
-            if (tree / ".git").exists():
-                stamp.unlink(missing_ok=True)
-                git("am", "--abort", cwd=tree, check=False)
-            # git am needs no more than the files that the stack touches
-            try:
-                compose(stack, repo, base, tree,
-                        build_dir() / f"src-{name}-mails", checkout=False)
-            except Failure as error:
-                git("am", "--abort", cwd=tree, check=False)
-                target = "tree" if name == "linux" else f"{name}-tree"
-                raise Failure(str(error).partition("\ngit am waits")[0] +
-                              f"\nTo mend it: make {target}") from None
+            # not under the feet of somebody who builds the former stack
+            with work(name):
+                recompose(stack, repo, base, tree)
             stamp.write_text(wanted)
         else:
             prepare_repository(repo, tree)
     commits = [base] + git("rev-list", "--reverse", f"{BASE_REF}..stack",
                            cwd=tree).split()
     return tree, commits
+
+
+def recompose(stack, repo, base, tree):
+    """Compose in a tree that may be there already, with another stack."""
+    if (tree / ".git").exists():
+        (tree / ".git" / "stack-id").unlink(missing_ok=True)
+        git("am", "--abort", cwd=tree, check=False)
+    # git am needs no more than the files that the stack touches
+    try:
+        compose(stack, repo, base, tree,
+                build_dir() / f"src-{stack.name}-mails", checkout=False)
+    except Failure as error:
+        git("am", "--abort", cwd=tree, check=False)
+        target = "tree" if stack.name == "linux" else f"{stack.name}-tree"
+        raise Failure(str(error).partition("\ngit am waits")[0] +
+                      f"\nTo mend it: make {target}") from None
 
 
 def check_out(tree, commit):
