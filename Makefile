@@ -56,8 +56,9 @@ shell: deps ## a prompt in the VM, devices bound to vfio-pci [TREE=build/linux]
 
 .PHONY: test
 test: deps ## run one test in the VM: TEST="program [args]" [TREE=build/linux]
+	$(if $(TEST),,$(error say which: TEST="program [args]"))
 	@scripts/demo --run '$(value TEST)' $(if $(TREE),--tree $(TREE))
 
 .PHONY: clean
 clean: ## remove this clone's objects and logs, not its trees, not the cache
-	rm -rf build/obj-* build/.obj-* build/src-* build/logs build/check
+	rm -rf build/obj-* build/.obj-* build/src-* build/logs build/check build/initramfs*

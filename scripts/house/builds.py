@@ -237,7 +237,8 @@ def kunit_suites(tree, commit):
 
 def initramfs(programs):
     """The VM's first file system with the programs of that directory."""
-    out = build_dir() / "initramfs.cpio"
+    # a name of its own, for a check that runs for an hour reads it many times
+    out = build_dir() / f"initramfs-{programs.name}.cpio"
     with lock(build_dir() / ".initramfs.lock"):
         run_logged([ROOT / "scripts" / "initramfs", out, programs / "vfio"],
                    fresh_log("initramfs"))
