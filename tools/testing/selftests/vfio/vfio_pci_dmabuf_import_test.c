@@ -19,7 +19,6 @@
 
 #include <linux/iommufd.h>
 #include <linux/kernel.h>
-#include <linux/limits.h>
 #include <linux/pci_regs.h>
 #include <linux/sizes.h>
 #include <linux/vfio.h>
@@ -438,21 +437,6 @@ static int walk_exit(struct setup *s)
 	return __vfio_pci_low_power_exit(s->exporter);
 }
 
-static bool is_suspended(struct setup *s)
-{
-	char path[PATH_MAX], status[32] = "";
-	FILE *file;
-
-	snprintf_assert(path, sizeof(path), "/sys/bus/pci/devices/%s/power/runtime_status",
-			exporter_bdf);
-	file = fopen(path, "r");
-	VFIO_ASSERT_NOT_NULL(file);
-	VFIO_ASSERT_NOT_NULL(fgets(status, sizeof(status), file));
-	fclose(file);
-
-	return !strcmp(status, "suspended\n");
-}
-
 /* It is the device that is to wake up, so it has to have fallen asleep. */
 static int walk_sleep(struct setup *s)
 {
@@ -463,9 +447,9 @@ static int walk_sleep(struct setup *s)
 	if (r)
 		return r;
 
-	while (!is_suspended(s) && attempts--)
+	while (!vfio_pci_is_suspended(s->exporter) && attempts--)
 		usleep(1000);
-	return is_suspended(s) ? 0 : -ETIMEDOUT;
+	return vfio_pci_is_suspended(s->exporter) ? 0 : -ETIMEDOUT;
 }
 
 static int walk_wake_up(struct setup *s)

@@ -126,7 +126,7 @@ void mmio_reader_stop(struct mmio_reader *reader)
 	VFIO_ASSERT_EQ(pthread_join(reader->thread, NULL), 0);
 }
 
-static bool is_suspended(struct vfio_pci_device *device)
+bool vfio_pci_is_suspended(struct vfio_pci_device *device)
 {
 	char path[PATH_MAX], status[16] = "";
 	FILE *file;
@@ -144,7 +144,7 @@ static bool is_suspended(struct vfio_pci_device *device)
 
 void vfio_pci_wait_suspended(struct vfio_pci_device *device)
 {
-	while (!is_suspended(device))
+	while (!vfio_pci_is_suspended(device))
 		sched_yield();
 }
 

@@ -77,9 +77,12 @@ void mmio_reader_wait(struct mmio_reader *reader);
 void mmio_reader_stop(struct mmio_reader *reader);
 
 /*
- * Wait until a device that was allowed to sleep does so. Any call of its driver
- * would wake it up, therefore this asks the kernel's power management.
+ * Whether a device sleeps. Any call of its driver would wake it up, therefore
+ * this asks the kernel's power management.
  */
+bool vfio_pci_is_suspended(struct vfio_pci_device *device);
+
+/* Wait until a device that was allowed to sleep does so. */
 void vfio_pci_wait_suspended(struct vfio_pci_device *device);
 
 /* One line of /proc/PID/maps. */
