@@ -176,6 +176,35 @@ def count_objects(log):
     return f"{len(re.findall(r'^  (?:CC|AS|LD|AR|HOSTCC) ', text, re.M))} objects"
 
 
+def configure(tree, commit, flavour, objects, log, clang=False):
+    """Have the .config of a flavour in OBJECTS; TREE has COMMIT checked out.
+
+    Kconfig takes longer than to compile what a commit changes, so configurations
+    are kept under the hash of what they are made from. An unchanged one keeps
+    its time stamp, and nothing is built again.
+    """
+    arch, fragments = FLAVOURS[flavour]
+    kbuild_arch, cross, _ = ARCHES[arch]
+    configs = [ROOT / "configs" / f"{f}.config" for f in fragments]
+    asked = git("ls-tree", "-r", commit, cwd=tree).splitlines()
+    asked = [line for line in asked if re.search(
+        r"\t(scripts/|Makefile|arch/\w+/Makefile|.*Kconfig|.*\.config$)", line)]
+    cc = "clang-19" if clang else f"{cross}gcc"
+    key = digest(*asked, arch, cc, compiler(cross), ROOT / "scripts/kconfig",
+                 *configs)[:24]
+    with cached("configs", key) as (place, new):
+        if new is not None:
+            run_logged([ROOT / "scripts" / "kconfig", tree, new, *configs], log,
+                       env=build_env() | {
+                           "ARCH": kbuild_arch, "CROSS_COMPILE": cross,
+                           "CC": cc if clang else f"ccache {cc}"})
+            shutil.rmtree(new / ".kconfig")
+    text = (place / ".config").read_bytes()
+    target = objects / ".config"
+    if not target.exists() or target.read_bytes() != text:
+        target.write_bytes(text)
+
+
 def kernel_key(tree, commit, flavour):
     arch, fragments = FLAVOURS[flavour]
     cross = ARCHES[arch][1]
@@ -186,7 +215,7 @@ def kernel_key(tree, commit, flavour):
 
 def kernel(tree, commit, flavour, log):
     """Build COMMIT's kernel; returns the directory with image and .config."""
-    arch, fragments = FLAVOURS[flavour]
+    arch, _ = FLAVOURS[flavour]
     kbuild_arch, cross, image = ARCHES[arch]
     key = kernel_key(tree, commit, flavour)
     with cached("kernels", key) as (place, new):
@@ -195,9 +224,7 @@ def kernel(tree, commit, flavour, log):
         env = build_env() | {"ARCH": kbuild_arch, "CROSS_COMPILE": cross}
         with work("linux"), Objects(f"linux-{flavour}") as objects:
             check_out(tree, commit)
-            configs = [ROOT / "configs" / f"{f}.config" for f in fragments]
-            run_logged([ROOT / "scripts" / "kconfig", tree, objects, *configs],
-                       log, env=env | {"CC": f"ccache {cross}gcc"})
+            configure(tree, commit, flavour, objects, log)
             run_logged(["make", "-C", tree, f"O={objects}", jobs(),
                         f"CC=ccache {cross}gcc", Path(image).name], log,
                        env=env, progress=count_objects)
