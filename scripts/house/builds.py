@@ -214,7 +214,7 @@ def kernel_key(tree, commit, flavour):
 
 
 def kernel(tree, commit, flavour, log):
-    """Build COMMIT's kernel; returns the directory with image and .config."""
+    """Build COMMIT's kernel; returns the directory with image, .config and log."""
     arch, _ = FLAVOURS[flavour]
     kbuild_arch, cross, image = ARCHES[arch]
     key = kernel_key(tree, commit, flavour)
@@ -231,6 +231,7 @@ def kernel(tree, commit, flavour, log):
             shutil.copy2(objects / image, new / "kernel")
             shutil.copy2(objects / ".config", new / "config")
             shutil.copy2(objects / "System.map", new / "System.map")
+            shutil.copy2(log, new / "log")
     return place
 
 
