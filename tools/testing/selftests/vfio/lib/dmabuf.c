@@ -168,6 +168,31 @@ long dmabuf_count(void)
 	return count;
 }
 
+bool fdinfo_get(int fd, const char *key, char *value, size_t size)
+{
+	size_t length = strlen(key);
+	char path[64], line[256];
+	bool found = false;
+	FILE *file;
+
+	value[0] = '\0';
+	snprintf_assert(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	file = fopen(path, "r");
+	VFIO_ASSERT_NOT_NULL(file);
+
+	while (!found && fgets(line, sizeof(line), file)) {
+		if (strncmp(line, key, length) || strncmp(line + length, ":\t", 2))
+			continue;
+
+		line[strcspn(line, "\n")] = '\0';
+		snprintf_assert(value, size, "%s", line + length + 2);
+		found = true;
+	}
+
+	VFIO_ASSERT_EQ(fclose(file), 0);
+	return found;
+}
+
 int __iommu_map_dmabuf(struct iommu *iommu, int dmabuf_fd, u64 offset, u64 size,
 		       iova_t iova, u32 flags)
 {

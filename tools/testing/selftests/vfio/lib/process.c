@@ -52,6 +52,15 @@ pid_t process_fork(void)
 	return pid;
 }
 
+int process_exit_status(pid_t pid)
+{
+	int status;
+
+	VFIO_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	VFIO_ASSERT_TRUE(WIFEXITED(status), "%d has died, status 0x%x\n", pid, status);
+	return WEXITSTATUS(status);
+}
+
 int __process_wait(pid_t pid, int *status, int timeout_ms)
 {
 	struct pollfd pollfd = { .events = POLLIN };
@@ -224,14 +233,13 @@ static struct answer subordinate_do(struct possession *p, struct request *reques
 	return answer;
 }
 
-int subordinate_main(int (*other)(int fd, u64 size, u32 value))
+static int subordinate_serve(struct possession *p, int (*other)(int fd, u64 size, u32 value))
 {
-	struct possession p = { .fd = -1 };
 	struct request request;
 	struct answer answer;
 
 	while (read(SUBORDINATE_SOCKET, &request, sizeof(request)) == sizeof(request)) {
-		answer = subordinate_do(&p, &request, other);
+		answer = subordinate_do(p, &request, other);
 		if (write(SUBORDINATE_SOCKET, &answer, sizeof(answer)) != sizeof(answer))
 			break;
 	}
@@ -239,7 +247,15 @@ int subordinate_main(int (*other)(int fd, u64 size, u32 value))
 	return KSFT_PASS;
 }
 
-void subordinate_start(struct subordinate *sub)
+int subordinate_main(int (*other)(int fd, u64 size, u32 value))
+{
+	struct possession p = { .fd = -1 };
+
+	return subordinate_serve(&p, other);
+}
+
+/* Returns twice, as fork() does: true in the subordinate. */
+static bool subordinate_split(struct subordinate *sub)
 {
 	struct timeval timeout = { .tv_sec = SUBORDINATE_TIMEOUT_S };
 	int sockets[2];
@@ -250,16 +266,34 @@ void subordinate_start(struct subordinate *sub)
 
 	sub->pid = process_fork();
 	if (!sub->pid) {
-		/* Leave nothing of the other process behind: no fd, no memory. */
+		/* No fd is left of the other process, and of other subordinates. */
 		dup2(sockets[1], SUBORDINATE_SOCKET);
 		close_range(SUBORDINATE_SOCKET + 1, UINT_MAX, 0);
-		fcntl(SUBORDINATE_SOCKET, F_SETFD, 0);
-		execl("/proc/self/exe", "subordinate", SUBORDINATE_ARG, NULL);
-		_exit(KSFT_FAIL);
+		return true;
 	}
 
 	VFIO_ASSERT_EQ(close(sockets[1]), 0);
 	sub->socket = sockets[0];
+	return false;
+}
+
+void subordinate_start(struct subordinate *sub)
+{
+	if (!subordinate_split(sub))
+		return;
+
+	/* Nor is any memory. */
+	fcntl(SUBORDINATE_SOCKET, F_SETFD, 0);
+	execl("/proc/self/exe", "subordinate", SUBORDINATE_ARG, NULL);
+	_exit(KSFT_FAIL);
+}
+
+void subordinate_fork(struct subordinate *sub, void *vaddr)
+{
+	struct possession p = { .fd = -1, .vaddr = vaddr };
+
+	if (subordinate_split(sub))
+		_exit(subordinate_serve(&p, NULL));
 }
 
 int subordinate_end(struct subordinate *sub)

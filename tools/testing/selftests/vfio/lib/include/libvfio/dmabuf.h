@@ -139,6 +139,16 @@ static inline void dmabuf_unmap(void *vaddr, u64 size)
 long dmabuf_count(void);
 
 /**
+ * fdinfo_get() - Look up a line of the fdinfo of a DMABUF or of any other file.
+ * @key: What is in front of the colon
+ * @value: Where to store what is behind it, "" if there is no such line
+ * @size: Of @value, which has to be large enough
+ *
+ * Return: Whether there is such a line.
+ */
+bool fdinfo_get(int fd, const char *key, char *value, size_t size);
+
+/**
  * __iommu_map_dmabuf() - Let the devices behind an IOAS reach a DMABUF.
  * @iommu: Has to be of MODE_IOMMUFD, others cannot do that
  * @offset: Of the part to map, in the DMABUF

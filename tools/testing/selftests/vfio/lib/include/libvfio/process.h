@@ -25,6 +25,9 @@ u64 now_ms(void);
  */
 pid_t process_fork(void);
 
+/* Wait for a child that ends by itself, and return what it gave to _exit(). */
+int process_exit_status(pid_t pid);
+
 /**
  * __process_wait() - Wait for a child to end, but not for ever.
  * @status: As for waitpid(2)
@@ -89,6 +92,12 @@ enum subordinate_operation {
 int subordinate_main(int (*other)(int fd, u64 size, u32 value));
 
 void subordinate_start(struct subordinate *sub);
+
+/**
+ * subordinate_fork() - Start one that has the maps of its parent, but no fds.
+ * @vaddr: The map that it is to access
+ */
+void subordinate_fork(struct subordinate *sub, void *vaddr);
 
 /* Let it end by itself, or find that it has. Returns as waitpid() does. */
 int subordinate_end(struct subordinate *sub);
