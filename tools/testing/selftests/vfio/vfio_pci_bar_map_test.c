@@ -4,17 +4,17 @@
  * device fd: which spans can be mapped, what the kernel tells about them, what
  * can be done to them afterwards, and when they are alive.
  *
- * All of this is old behaviour, whatever the kernel maps BARs by.
+ * Most of this is old behaviour, whatever the kernel maps BARs by. What comes
+ * with DMABUFs is skipped where they are not used: the names of the maps, that
+ * they take a file, and that remap_file_pages() is refused.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
-#include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -199,8 +199,7 @@ static bool mapped_by_dmabufs(struct setup *s)
 	return !strncmp(info.name, "/dmabuf:", strlen("/dmabuf:"));
 }
 
-/* Unmap all that keeps the device open, but its fd. */
-static void unmap_all(struct setup *s)
+static void pages_unmap(struct setup *s)
 {
 	int i;
 
@@ -209,26 +208,13 @@ static void unmap_all(struct setup *s)
 			dmabuf_unmap(s->pages[i].vaddr, s->page_size);
 		s->pages[i].vaddr = NULL;
 	}
-
-	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
-		struct vfio_pci_bar *bar = &s->device->bars[i];
-
-		if (bar->vaddr)
-			dmabuf_unmap(bar->vaddr, bar->info.size);
-		bar->vaddr = NULL;
-	}
 }
 
-static void device_open(struct setup *s)
+/* Nothing keeps the device open any more. */
+static void device_close(struct setup *s)
 {
-	if (s->iommu->mode->container_path) {
-		__vfio_pci_group_get_device_fd(s->device, device_bdf, NULL);
-		VFIO_ASSERT_GE(s->device->fd, 0);
-		return;
-	}
-
-	vfio_pci_cdev_open(s->device, device_bdf);
-	VFIO_ASSERT_EQ(__vfio_device_bind_iommufd(s->device->fd, s->iommu->iommufd, NULL), 0);
+	pages_unmap(s);
+	vfio_pci_device_close(s->device);
 }
 
 /* Return why the tests cannot run, NULL if they can. */
@@ -257,7 +243,7 @@ static const char *setup_init(struct setup *s, const char *iommu_mode)
 
 static void setup_cleanup(struct setup *s)
 {
-	unmap_all(s);
+	pages_unmap(s);
 	vfio_pci_device_cleanup(s->device);
 	iommu_cleanup(s->iommu);
 }
@@ -410,8 +396,7 @@ TEST_F(vfio_pci_bar_map_test, readonly_fd)
 	if (s->iommu->mode->container_path)
 		SKIP(return, "Only a character device can be opened for reading");
 
-	unmap_all(s);
-	ASSERT_EQ(0, close(s->device->fd));
+	device_close(s);
 
 	path = vfio_pci_get_cdev_path(device_bdf);
 	fd = open(path, O_RDONLY);
@@ -425,7 +410,7 @@ TEST_F(vfio_pci_bar_map_test, readonly_fd)
 					PROT_READ, &vaddr));
 
 	ASSERT_EQ(0, close(fd));
-	device_open(s);
+	vfio_pci_device_reopen(s->device);
 }
 
 static long file_max_set(long max)
@@ -457,7 +442,7 @@ TEST_F(vfio_pci_bar_map_one_mode, out_of_files)
 		SKIP(return, "The kernel does not map BARs by DMABUFs");
 
 	old = file_max_set(1);
-	pid = fork();
+	pid = process_fork();
 	if (!pid) {
 		/* The administrator may exceed the limit. */
 		if (setresuid(65534, 65534, 65534))
@@ -473,9 +458,8 @@ TEST_F(vfio_pci_bar_map_one_mode, out_of_files)
 	EXPECT_EQ(0, count_unexpected(s, 0));
 
 	/* The reference on the device's file that it took has been put. */
-	unmap_all(s);
-	ASSERT_EQ(0, close(s->device->fd));
-	device_open(s);
+	device_close(s);
+	vfio_pci_device_reopen(s->device);
 }
 
 TEST_F(vfio_pci_bar_map_test, proc_maps)
@@ -610,9 +594,8 @@ TEST_F(vfio_pci_bar_map_test, munmap_in_any_order)
 
 	/* None of that has shut the device, nor keeps it open. */
 	ASSERT_EQ(0, count_unexpected(s, 0));
-	unmap_all(s);
-	ASSERT_EQ(0, close(s->device->fd));
-	device_open(s);
+	device_close(s);
+	vfio_pci_device_reopen(s->device);
 }
 
 TEST_F(vfio_pci_bar_map_one_mode, mprotect_split)
@@ -774,8 +757,7 @@ TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
 	local = (struct iovec) { .iov_base = &value, .iov_len = sizeof(value) };
 	remote = (struct iovec) { .iov_base = s->bar->vaddr, .iov_len = sizeof(value) };
 
-	pid = fork();
-	ASSERT_GE(pid, 0);
+	pid = process_fork();
 	if (!pid) {
 		for (;;)
 			pause();
@@ -926,83 +908,45 @@ TEST_F(vfio_pci_bar_map_one_mode, remap_file_pages)
 	/* What was lost neither shuts the device nor keeps it open. */
 	dmabuf_unmap(vaddr, size);
 	ASSERT_EQ(0, count_unexpected(s, 0));
-	unmap_all(s);
-	ASSERT_EQ(0, close(s->device->fd));
-	device_open(s);
-}
-
-static int child_access(void *vaddr, int commands)
-{
-	char command;
-	u32 value;
-	int r;
-
-	while (read(commands, &command, 1) == 1) {
-		r = __mmio_read32(vaddr, &value);
-		VFIO_ASSERT_EQ(write(commands, &r, sizeof(r)), sizeof(r));
-	}
-
-	return 0;
-}
-
-static int child_ask(int commands)
-{
-	int r;
-
-	VFIO_ASSERT_EQ(write(commands, "", 1), 1);
-	VFIO_ASSERT_EQ(read(commands, &r, sizeof(r)), sizeof(r));
-	return r;
+	device_close(s);
+	vfio_pci_device_reopen(s->device);
 }
 
 TEST_F(vfio_pci_bar_map_test, fork)
 {
+	struct subordinate child;
 	struct setup *s = &self->s;
-	int sockets[2], status;
-	pid_t pid;
+	u32 value;
 
-	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sockets));
+	subordinate_fork(&child, s->bar->vaddr);
 
-	pid = fork();
-	ASSERT_GE(pid, 0);
-	if (!pid) {
-		close(sockets[1]);
-		_exit(child_access(s->bar->vaddr, sockets[0]));
-	}
-	close(sockets[0]);
-
-	ASSERT_EQ(0, child_ask(sockets[1]));
+	ASSERT_EQ(0, subordinate_read(&child, &value));
 	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
-	ASSERT_EQ(-EFAULT, child_ask(sockets[1]));
+	ASSERT_EQ(-EFAULT, subordinate_read(&child, &value));
 	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
-	ASSERT_EQ(0, child_ask(sockets[1]));
+	ASSERT_EQ(0, subordinate_read(&child, &value));
 
 	/* The child's map stays without the parent's. */
 	dmabuf_unmap(s->bar->vaddr, s->bar->info.size);
 	s->bar->vaddr = NULL;
-	ASSERT_EQ(0, child_ask(sockets[1]));
+	ASSERT_EQ(0, subordinate_read(&child, &value));
 
-	close(sockets[1]);
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_EQ(0, status);
+	ASSERT_EQ(0, subordinate_end(&child));
 }
 
 TEST_F(vfio_pci_bar_map_one_mode, dontfork)
 {
 	struct setup *s = &self->s;
-	int status;
 	pid_t pid;
 	u32 value;
 
 	ASSERT_EQ(0, madvise(s->bar->vaddr, s->bar->info.size, MADV_DONTFORK));
 
-	pid = fork();
-	ASSERT_GE(pid, 0);
+	pid = process_fork();
 	if (!pid)
 		_exit(-__mmio_read32(s->bar->vaddr, &value));
 
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_TRUE(WIFEXITED(status));
-	ASSERT_EQ(EACCES, WEXITSTATUS(status));
+	ASSERT_EQ(EACCES, process_exit_status(pid));
 	ASSERT_EQ(0, __mmio_read32(s->bar->vaddr, &value));
 }
 
@@ -1120,88 +1064,70 @@ TEST_F(vfio_pci_bar_map_one_mode, access_during_reset)
 	printf("%lu reads during %d resets\n", nr_reads, round);
 }
 
-static u8 find_capability(struct vfio_pci_device *device, u8 id)
-{
-	u8 pos = vfio_pci_config_readb(device, PCI_CAPABILITY_LIST);
-
-	while (pos && vfio_pci_config_readb(device, pos + PCI_CAP_LIST_ID) != id)
-		pos = vfio_pci_config_readb(device, pos + PCI_CAP_LIST_NEXT);
-
-	return pos;
-}
-
 TEST_F(vfio_pci_bar_map_test, d3hot)
 {
+	u8 pm = vfio_pci_find_capability(self->s.device, PCI_CAP_ID_PM);
 	struct setup *s = &self->s;
-	u8 pm = find_capability(s->device, PCI_CAP_ID_PM);
-	u16 pmcsr;
 
 	if (!pm)
 		SKIP(return, "Device has no power management");
 
 	marks_write(s);
-	pmcsr = vfio_pci_config_readw(s->device, pm + PCI_PM_CTRL);
-	pmcsr &= ~PCI_PM_CTRL_STATE_MASK;
-
-	vfio_pci_config_writew(s->device, pm + PCI_PM_CTRL, pmcsr | 3);
+	ASSERT_EQ(0, __vfio_pci_set_power_state(s->device, 3));
 	ASSERT_EQ(0, count_unexpected(s, -EFAULT));
 
-	vfio_pci_config_writew(s->device, pm + PCI_PM_CTRL, pmcsr);
+	ASSERT_EQ(0, __vfio_pci_set_power_state(s->device, 0));
 	ASSERT_EQ(0, count_unexpected(s, 0));
 
-	if (pmcsr & PCI_PM_CTRL_NO_SOFT_RESET)
+	if (vfio_pci_config_readw(s->device, pm + PCI_PM_CTRL) & PCI_PM_CTRL_NO_SOFT_RESET)
 		ASSERT_EQ(0, marks_lost(s));
 }
 
 TEST_F(vfio_pci_bar_map_test, low_power)
 {
 	struct setup *s = &self->s;
-	int fd = s->device->fd;
+	int r;
 
-	if (!vfio_pci_has_feature(s->device, VFIO_DEVICE_FEATURE_SET |
-						VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY))
+	r = __vfio_pci_low_power_entry(s->device);
+	if (r == -EOPNOTSUPP)
 		SKIP(return, "Device has no low power state");
 
-	ASSERT_EQ(0, vfio_device_feature_ioctl(fd, VFIO_DEVICE_FEATURE_SET |
-						   VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY, NULL, 0));
+	ASSERT_EQ(0, r);
 	EXPECT_EQ(0, count_unexpected(s, -EFAULT));
 
-	ASSERT_EQ(0, vfio_device_feature_ioctl(fd, VFIO_DEVICE_FEATURE_SET |
-						   VFIO_DEVICE_FEATURE_LOW_POWER_EXIT, NULL, 0));
+	ASSERT_EQ(0, __vfio_pci_low_power_exit(s->device));
 	ASSERT_EQ(0, count_unexpected(s, 0));
 }
 
 /* A device that was woken up is awake, there need not be a LOW_POWER_EXIT. */
 TEST_F(vfio_pci_bar_map_test, low_power_wakeup)
 {
-	struct vfio_device_low_power_entry_with_wakeup entry = {};
-	u32 flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP;
 	struct setup *s = &self->s;
+	int wakeup, r;
 	u64 count;
 
-	if (!vfio_pci_has_feature(s->device, flags))
-		SKIP(return, "Device has no low power state");
-
 	marks_write(s);
-	entry.wakeup_eventfd = eventfd(0, EFD_NONBLOCK);
-	ASSERT_GE(entry.wakeup_eventfd, 0);
-	ASSERT_EQ(0, vfio_device_feature_ioctl(s->device->fd, flags, &entry, sizeof(entry)));
+	wakeup = eventfd(0, EFD_NONBLOCK);
+	ASSERT_GE(wakeup, 0);
+	r = __vfio_pci_low_power_entry_with_wakeup(s->device, wakeup);
+	if (r == -EOPNOTSUPP)
+		SKIP(return, "Device has no low power state");
+	ASSERT_EQ(0, r);
 
 	/* It goes to sleep by itself, and an access by a map does not wake it. */
 	vfio_pci_wait_suspended(s->device);
 	EXPECT_EQ(0, count_unexpected(s, -EFAULT));
-	EXPECT_EQ(-1, read(entry.wakeup_eventfd, &count, sizeof(count)));
+	EXPECT_EQ(-1, read(wakeup, &count, sizeof(count)));
 	EXPECT_EQ(EAGAIN, errno);
 
 	vfio_pci_config_readw(s->device, PCI_VENDOR_ID);
-	EXPECT_EQ(sizeof(count), read(entry.wakeup_eventfd, &count, sizeof(count)));
+	EXPECT_EQ(sizeof(count), read(wakeup, &count, sizeof(count)));
 	EXPECT_EQ(0, count_unexpected(s, 0));
 	EXPECT_EQ(0, marks_lost(s));
 
-	EXPECT_EQ(0, vfio_device_feature_ioctl(s->device->fd, VFIO_DEVICE_FEATURE_SET |
-					       VFIO_DEVICE_FEATURE_LOW_POWER_EXIT, NULL, 0));
+	EXPECT_EQ(0, __vfio_pci_low_power_exit(s->device));
 	EXPECT_EQ(0, count_unexpected(s, 0));
-	ASSERT_EQ(0, close(entry.wakeup_eventfd));
+	ASSERT_EQ(0, close(wakeup));
 }
 
 /* A live map keeps the device open: it works on, and nobody else gets in. */
@@ -1214,17 +1140,14 @@ TEST_F(vfio_pci_bar_map_test, fd_closed)
 	ASSERT_EQ(0, count_unexpected(s, 0));
 
 	if (s->iommu->mode->container_path) {
-		device_open(s);
+		vfio_pci_device_reopen(s->device);
 		return;
 	}
 
 	vfio_pci_cdev_open(s->device, device_bdf);
 	ASSERT_NE(0, __vfio_device_bind_iommufd(s->device->fd, s->iommu->iommufd, NULL));
 
-	for (i = 0; i < s->nr_pages; i++) {
-		dmabuf_unmap(s->pages[i].vaddr, s->page_size);
-		s->pages[i].vaddr = NULL;
-	}
+	pages_unmap(s);
 
 	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
 		struct vfio_pci_bar *bar = &s->device->bars[i];

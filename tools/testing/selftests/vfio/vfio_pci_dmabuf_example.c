@@ -3,7 +3,7 @@
  * Lend a page of a BAR to another process, and take it back.
  *
  * This is the example of Documentation/driver-api/vfio-pci-dmabuf.rst. It uses
- * nothing but system calls, and tells of each step whether it held.
+ * no library for VFIO but its ioctls, and tells of each step whether it held.
  */
 #include <errno.h>
 #include <fcntl.h>

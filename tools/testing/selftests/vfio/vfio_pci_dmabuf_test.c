@@ -20,7 +20,6 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 
 #include <linux/align.h>
 #include <linux/compiler.h>
@@ -128,50 +127,6 @@ static int map_result(int fd, u64 offset, u64 size)
 	return r;
 }
 
-/* Close the device as far as userspace can: its fd and all its BAR maps. */
-static void device_close(struct setup *s)
-{
-	int i;
-
-	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
-		struct vfio_pci_bar *bar = &s->device->bars[i];
-
-		if (bar->vaddr)
-			dmabuf_unmap(bar->vaddr, bar->info.size);
-		bar->vaddr = NULL;
-	}
-
-	VFIO_ASSERT_EQ(close(s->device->fd), 0);
-}
-
-static void device_reopen(struct setup *s)
-{
-	struct vfio_device_attach_iommufd_pt attach = {
-		.argsz = sizeof(attach),
-		.pt_id = s->iommu->ioas_id,
-	};
-
-	if (s->iommu->mode->container_path) {
-		__vfio_pci_group_get_device_fd(s->device, device_bdf, NULL);
-		VFIO_ASSERT_GE(s->device->fd, 0);
-		return;
-	}
-
-	vfio_pci_cdev_open(s->device, device_bdf);
-	VFIO_ASSERT_EQ(__vfio_device_bind_iommufd(s->device->fd, s->iommu->iommufd, NULL), 0);
-	ioctl_assert(s->device->fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach);
-}
-
-static u8 find_capability(struct vfio_pci_device *device, u8 id)
-{
-	u8 pos = vfio_pci_config_readb(device, PCI_CAPABILITY_LIST);
-
-	while (pos && vfio_pci_config_readb(device, pos + PCI_CAP_LIST_ID) != id)
-		pos = vfio_pci_config_readb(device, pos + PCI_CAP_LIST_NEXT);
-
-	return pos;
-}
-
 /*
  * The ways for the BARs to go away for a while. Each returns whether the device
  * can do it.
@@ -194,58 +149,49 @@ static void memory_on(struct setup *s)
 	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
 }
 
-static void set_power_state(struct setup *s, u8 pm, u16 state)
+/* What a device may lack, but not fail at. */
+static bool is_supported(int r)
 {
-	u16 pmcsr = vfio_pci_config_readw(s->device, pm + PCI_PM_CTRL);
+	if (r == -EOPNOTSUPP)
+		return false;
 
-	pmcsr &= ~PCI_PM_CTRL_STATE_MASK;
-	vfio_pci_config_writew(s->device, pm + PCI_PM_CTRL, pmcsr | state);
+	VFIO_ASSERT_EQ(r, 0);
+	return true;
 }
 
 static bool enter_d3(struct setup *s)
 {
-	u8 pm = find_capability(s->device, PCI_CAP_ID_PM);
-
-	if (pm)
-		set_power_state(s, pm, 3);
-	return pm;
+	return is_supported(__vfio_pci_set_power_state(s->device, 3));
 }
 
 static void leave_d3(struct setup *s)
 {
-	set_power_state(s, find_capability(s->device, PCI_CAP_ID_PM), 0);
+	VFIO_ASSERT_EQ(__vfio_pci_set_power_state(s->device, 0), 0);
 }
 
 static bool enter_low_power(struct setup *s)
 {
-	u32 flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY;
-
-	return !vfio_device_feature_ioctl(s->device->fd, flags, NULL, 0);
+	return is_supported(__vfio_pci_low_power_entry(s->device));
 }
 
 static void leave_low_power(struct setup *s)
 {
-	u32 flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_EXIT;
-
-	VFIO_ASSERT_EQ(vfio_device_feature_ioctl(s->device->fd, flags, NULL, 0), 0);
+	VFIO_ASSERT_EQ(__vfio_pci_low_power_exit(s->device), 0);
 }
 
 /* No outage like the others: any call to the driver ends it. */
 static bool enter_low_power_wakeup(struct setup *s)
 {
-	u32 flags = VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY_WITH_WAKEUP;
-	struct vfio_device_low_power_entry_with_wakeup entry = {};
-	int r;
+	int wakeup = eventfd(0, EFD_NONBLOCK);
+	bool entered;
 
-	entry.wakeup_eventfd = eventfd(0, EFD_NONBLOCK);
-	VFIO_ASSERT_GE(entry.wakeup_eventfd, 0);
-	r = vfio_device_feature_ioctl(s->device->fd, flags, &entry, sizeof(entry));
-	VFIO_ASSERT_EQ(close(entry.wakeup_eventfd), 0);
-	if (r)
-		return false;
+	VFIO_ASSERT_GE(wakeup, 0);
+	entered = is_supported(__vfio_pci_low_power_entry_with_wakeup(s->device, wakeup));
+	VFIO_ASSERT_EQ(close(wakeup), 0);
 
-	vfio_pci_wait_suspended(s->device);
-	return true;
+	if (entered)
+		vfio_pci_wait_suspended(s->device);
+	return entered;
 }
 
 static void wake_up(struct setup *s)
@@ -308,31 +254,6 @@ static void state_get(struct state *state, int dmabuf_fd)
 	state_add(state, path, "");
 	state_add(state, "/proc/self/maps", "/dmabuf:");
 	state_add(state, "/sys/kernel/debug/dma_buf/bufinfo", "vfio_pci_core");
-}
-
-/* The value behind "@key:" in the fdinfo of an fd, "" if there is none. */
-static void fdinfo_get(int fd, const char *key, char *value, size_t size)
-{
-	char path[64], line[256];
-	FILE *file;
-
-	value[0] = '\0';
-	snprintf_assert(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	file = fopen(path, "r");
-	VFIO_ASSERT_NOT_NULL(file);
-
-	while (fgets(line, sizeof(line), file)) {
-		size_t length = strlen(key);
-
-		if (strncmp(line, key, length) || strncmp(line + length, ":\t", 2))
-			continue;
-
-		line[strcspn(line, "\n")] = '\0';
-		snprintf_assert(value, size, "%s", line + length + 2);
-		break;
-	}
-
-	VFIO_ASSERT_EQ(fclose(file), 0);
 }
 
 static int udmabuf_create(long size)
@@ -1020,7 +941,7 @@ TEST_F(vfio_pci_dmabuf_map, exec)
 {
 	struct setup *s = &self->s;
 	struct vfio_region_dma_range range = { .length = s->page_size };
-	int kept, closed, status;
+	int kept, closed;
 	char args[2][16];
 	void *vaddr;
 	pid_t pid;
@@ -1031,8 +952,7 @@ TEST_F(vfio_pci_dmabuf_map, exec)
 	ASSERT_EQ(0, fcntl(kept, F_GETFD));
 	ASSERT_EQ(FD_CLOEXEC, fcntl(closed, F_GETFD));
 
-	pid = fork();
-	ASSERT_GE(pid, 0);
+	pid = process_fork();
 	if (!pid) {
 		snprintf_assert(args[0], sizeof(args[0]), "%d", kept);
 		snprintf_assert(args[1], sizeof(args[1]), "%d", closed);
@@ -1040,8 +960,7 @@ TEST_F(vfio_pci_dmabuf_map, exec)
 		_exit(255);
 	}
 
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, process_exit_status(pid));
 	EXPECT_EQ(0, access_result(vaddr));
 
 	dmabuf_unmap(vaddr, s->page_size);
@@ -1233,7 +1152,6 @@ static void storm_wait(struct storm *storm)
 /* Page faults, be they of a subordinate, do not stand in the way of a reset. */
 TEST_F(vfio_pci_dmabuf_map, hot_reset_in_a_storm)
 {
-	struct vfio_pci_hot_reset reset = { .argsz = sizeof(reset) };
 	struct setup *s = &self->s;
 	struct storm storms[] = {
 		{ .fd = export_range(s, 0, s->size), .size = s->page_size },
@@ -1241,11 +1159,12 @@ TEST_F(vfio_pci_dmabuf_map, hot_reset_in_a_storm)
 		{ .fd = s->device->fd, .offset = s->device->bars[s->index].info.offset,
 		  .size = s->page_size },
 	};
-	int i, round;
+	int i, r, round;
 	time_t start;
 
-	if (ioctl(s->device->fd, VFIO_DEVICE_PCI_HOT_RESET, &reset))
-		SKIP(return, "Device cannot be reset by its bus alone (errno %d)", errno);
+	r = __vfio_pci_device_hot_reset(s->device);
+	if (r)
+		SKIP(return, "Device cannot be reset by its bus alone (%d)", r);
 
 	for (i = 0; i < ARRAY_SIZE(storms); i++) {
 		ASSERT_EQ(0, pthread_create(&storms[i].thread, NULL, storm_run, &storms[i]));
@@ -1255,8 +1174,8 @@ TEST_F(vfio_pci_dmabuf_map, hot_reset_in_a_storm)
 	/* Some devices take a second for each. */
 	start = time(NULL);
 	for (round = 0; round < 50 && time(NULL) < start + 5; round++) {
-		EXPECT_EQ(0, ioctl(s->device->fd, VFIO_DEVICE_PCI_HOT_RESET, &reset)) {
-			TH_LOG("round %d, errno %d", round, errno);
+		EXPECT_EQ(0, __vfio_pci_device_hot_reset(s->device)) {
+			TH_LOG("round %d", round);
 		}
 		for (i = 0; i < ARRAY_SIZE(storms); i++)
 			storm_wait(&storms[i]);
@@ -1503,13 +1422,13 @@ TEST_F(vfio_pci_dmabuf_life, device_closed)
 	vaddr = dmabuf_map(fd, 0, s->page_size);
 	ASSERT_EQ(0, access_result(vaddr));
 
-	device_close(s);
+	vfio_pci_device_close(s->device);
 
 	EXPECT_EQ(-EFAULT, access_result(vaddr));
 	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
 	EXPECT_EQ(-ENODEV, map_result(unmapped, 0, s->page_size));
 
-	device_reopen(s);
+	vfio_pci_device_reopen(s->device);
 
 	/* For good. */
 	EXPECT_EQ(-EFAULT, access_result(vaddr));
@@ -1534,11 +1453,10 @@ TEST_F(vfio_pci_dmabuf_life, device_fd_closed)
 	EXPECT_EQ(0, access_result(vaddr));
 	EXPECT_EQ(0, map_result(fd, 0, s->page_size));
 
-	s->device->fd = open("/dev/null", O_RDONLY);
-	device_close(s);
+	vfio_pci_bar_unmap_all(s->device);
 	EXPECT_EQ(-EFAULT, access_result(vaddr));
 	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
-	device_reopen(s);
+	vfio_pci_device_reopen(s->device);
 
 	dmabuf_unmap(vaddr, s->page_size);
 	ASSERT_EQ(0, close(fd));
@@ -1560,8 +1478,8 @@ TEST_F(vfio_pci_dmabuf_life, o_path)
 	/* All of this walks over the device's buffers. */
 	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
 	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
-	device_close(s);
-	device_reopen(s);
+	vfio_pci_device_close(s->device);
+	vfio_pci_device_reopen(s->device);
 
 	ASSERT_EQ(0, close(pin));
 }
@@ -1750,60 +1668,28 @@ TEST_F(vfio_pci_dmabuf_revoke, during_outage)
 	}
 }
 
-static int child_access(void *vaddr, int commands)
-{
-	char command;
-	int r;
-
-	while (read(commands, &command, 1) == 1) {
-		r = access_result(vaddr);
-		VFIO_ASSERT_EQ(write(commands, &r, sizeof(r)), sizeof(r));
-	}
-
-	return 0;
-}
-
-static int child_ask(int commands)
-{
-	int r;
-
-	VFIO_ASSERT_EQ(write(commands, "", 1), 1);
-	VFIO_ASSERT_EQ(read(commands, &r, sizeof(r)), sizeof(r));
-	return r;
-}
-
 TEST_F(vfio_pci_dmabuf_revoke, processes)
 {
+	struct subordinate children[4];
 	struct setup *s = &self->s;
-	int sockets[4][2], fd, status, i, j;
-	pid_t pids[4];
 	void *vaddr;
+	u32 value;
+	int fd, i;
 
 	fd = export_range(s, 0, s->page_size);
 	vaddr = dmabuf_map(fd, 0, s->page_size);
 
-	for (i = 0; i < ARRAY_SIZE(pids); i++) {
-		ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets[i]));
-		pids[i] = fork();
-		ASSERT_GE(pids[i], 0);
-		if (!pids[i]) {
-			for (j = 0; j <= i; j++)
-				close(sockets[j][1]);
-			_exit(child_access(vaddr, sockets[i][0]));
-		}
-		close(sockets[i][0]);
-	}
+	for (i = 0; i < ARRAY_SIZE(children); i++)
+		subordinate_fork(&children[i], vaddr);
 
-	for (i = 0; i < ARRAY_SIZE(pids); i++)
-		ASSERT_EQ(0, child_ask(sockets[i][1]));
+	for (i = 0; i < ARRAY_SIZE(children); i++)
+		ASSERT_EQ(0, subordinate_read(&children[i], &value));
 
 	ASSERT_EQ(0, variant->revoke(s->device, fd));
 
-	for (i = 0; i < ARRAY_SIZE(pids); i++) {
-		EXPECT_EQ(-EFAULT, child_ask(sockets[i][1]));
-		close(sockets[i][1]);
-		ASSERT_EQ(pids[i], waitpid(pids[i], &status, 0));
-		ASSERT_EQ(0, status);
+	for (i = 0; i < ARRAY_SIZE(children); i++) {
+		EXPECT_EQ(-EFAULT, subordinate_read(&children[i], &value));
+		ASSERT_EQ(0, subordinate_end(&children[i]));
 	}
 
 	dmabuf_unmap(vaddr, s->page_size);
@@ -1815,7 +1701,7 @@ TEST_F(vfio_pci_dmabuf_revoke, unmaps)
 {
 	struct setup *s = &self->s;
 	u64 size = min_t(u64, s->size, SZ_8M);
-	int fd, sockets[2], status;
+	int fd, sockets[2];
 	long count;
 	pid_t pid;
 	void *vaddr;
@@ -1833,14 +1719,13 @@ TEST_F(vfio_pci_dmabuf_revoke, unmaps)
 	count = __page_mapping_count_all(s->bar, s->size);
 
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sockets));
-	pid = fork();
-	ASSERT_GE(pid, 0);
+	pid = process_fork();
 	if (!pid) {
 		mmio_read32(vaddr);
 		mmio_read32(vaddr + size - s->page_size);
 		VFIO_ASSERT_EQ(write(sockets[0], "", 1), 1);
 		VFIO_ASSERT_EQ(read(sockets[0], &go, 1), 1);
-		_exit(__page_mapping_count_all(vaddr, size));
+		_exit(__page_mapping_count_all(vaddr, size) != 0);
 	}
 	ASSERT_EQ(1, read(sockets[1], &go, 1));
 	EXPECT_LT(0, __page_mapping_count_all(vaddr, size));
@@ -1848,8 +1733,7 @@ TEST_F(vfio_pci_dmabuf_revoke, unmaps)
 	ASSERT_EQ(0, variant->revoke(s->device, fd));
 	EXPECT_EQ(0, __page_mapping_count_all(vaddr, size));
 	ASSERT_EQ(1, write(sockets[1], "", 1));
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	EXPECT_EQ(0, status);
+	EXPECT_EQ(0, process_exit_status(pid));
 
 	/* That of the BAR has not been touched. */
 	EXPECT_EQ(count, __page_mapping_count_all(s->bar, s->size));
@@ -1934,8 +1818,8 @@ TEST_F(vfio_pci_dmabuf_revoke, harmless_afterwards)
 	u64 size = 4 * s->page_size;
 	void *vaddr, *moved;
 	struct pollfd poll_fd;
-	int fd, status;
 	pid_t pid;
+	int fd;
 
 	if (s->size < size)
 		SKIP(return, "BAR too small");
@@ -1963,13 +1847,10 @@ TEST_F(vfio_pci_dmabuf_revoke, harmless_afterwards)
 	EXPECT_EQ(-EFAULT, access_result(moved));
 	EXPECT_EQ(-EFAULT, __mmio_write32(moved, 0));
 
-	pid = fork();
-	ASSERT_GE(pid, 0);
+	pid = process_fork();
 	if (!pid)
 		_exit(-access_result(vaddr));
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_TRUE(WIFEXITED(status));
-	EXPECT_EQ(EFAULT, WEXITSTATUS(status));
+	EXPECT_EQ(EFAULT, process_exit_status(pid));
 
 	dmabuf_unmap(vaddr, 2 * s->page_size);
 	dmabuf_unmap(moved, s->page_size);
@@ -2033,8 +1914,8 @@ TEST_F(vfio_pci_dmabuf_revoke, former_life)
 	int fd;
 
 	fd = export_range(s, 0, s->page_size);
-	device_close(s);
-	device_reopen(s);
+	vfio_pci_device_close(s->device);
+	vfio_pci_device_reopen(s->device);
 	EXPECT_EQ(-ENODEV, variant->revoke(s->device, fd));
 	ASSERT_EQ(0, close(fd));
 }
@@ -2309,9 +2190,9 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining_huge)
 {
 	struct setup *s = &self->s;
 	struct page_mapping mapping;
-	int fd, status;
 	void *vaddr;
 	pid_t pid;
+	int fd;
 
 	if (s->size < SZ_4M)
 		SKIP(return, "BAR too small (size=0x%lx)", s->size);
@@ -2329,13 +2210,10 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining_huge)
 	if (!access("/sys/kernel/mm/transparent_hugepage", F_OK))
 		EXPECT_EQ(SZ_2M, mapping.size);
 
-	pid = fork();
-	ASSERT_GE(pid, 0);
+	pid = process_fork();
 	if (!pid)
 		_exit(memory_type(vaddr));
-	ASSERT_EQ(pid, waitpid(pid, &status, 0));
-	ASSERT_TRUE(WIFEXITED(status));
-	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, WEXITSTATUS(status));
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, process_exit_status(pid));
 
 	ASSERT_EQ(0, mprotect(vaddr + SZ_2M, s->page_size, PROT_READ));
 	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, memory_type(vaddr));
@@ -2429,8 +2307,8 @@ TEST_F(vfio_pci_dmabuf_memattr, bad_fd)
 		ASSERT_EQ(0, close(foreign));
 
 	/* A former life's. */
-	device_close(s);
-	device_reopen(s);
+	vfio_pci_device_close(s->device);
+	vfio_pci_device_reopen(s->device);
 	for (i = 0; i < ARRAY_SIZE(values); i++)
 		EXPECT_EQ(-ENODEV, __vfio_pci_dmabuf_memattr(s->device, self->fd, values[i]));
 }
@@ -2823,8 +2701,7 @@ TEST_F(vfio_pci_dmabuf_observe, fdinfo)
 	int fd, i;
 
 	fd = export_range(s, s->page_size, 2 * s->page_size);
-	fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
-	if (!value[0])
+	if (!fdinfo_get(fd, "vfio-pci-state", value, sizeof(value)))
 		SKIP(return, "The kernel does not show it");
 	EXPECT_STREQ("ok", value);
 
@@ -2887,10 +2764,10 @@ TEST_F(vfio_pci_dmabuf_observe, fdinfo)
 	ASSERT_EQ(0, close(fd));
 
 	fd = export_range(s, 0, s->page_size);
-	device_close(s);
+	vfio_pci_device_close(s->device);
 	fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
 	EXPECT_STREQ("revoked permanently", value);
-	device_reopen(s);
+	vfio_pci_device_reopen(s->device);
 	fdinfo_get(fd, "vfio-pci-state", value, sizeof(value));
 	EXPECT_STREQ("revoked permanently", value);
 	ASSERT_EQ(0, close(fd));
@@ -2908,7 +2785,7 @@ static void trace_write(const char *trace, const char *name, const char *value)
 	VFIO_ASSERT_EQ(close(fd), 0);
 }
 
-/* How often the event has been since it was asked last, and with @what. */
+/* How often the event has been since trace_clear(), and with @what. */
 static int trace_count(const char *trace, const char *event, const char *what)
 {
 	char path[256], line[512], name[64];
