@@ -1296,6 +1296,57 @@ TEST_F(vfio_pci_dmabuf_map, huge_pages)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* The same for pages of 1 GiB, which a holder may cut in two as well. */
+TEST_F(vfio_pci_dmabuf_map, gigantic_pages)
+{
+	struct setup *s = &self->s;
+	u64 size = 2ULL * SZ_1G;
+	void *vaddr, *hole;
+	int fd;
+
+	if (s->size < size)
+		SKIP(return, "BAR too small for 1 GiB pages (size=0x%lx)", s->size);
+	if (__page_mapping_count(s->bar, SZ_1G, SZ_1G) < 0)
+		SKIP(return, "Cannot look at page tables");
+
+	fd = export_range(s, 0, size);
+	vaddr = mmap_reserve(size, SZ_1G, 0);
+	hole = vaddr + SZ_1G + SZ_4M + s->page_size;
+	ASSERT_EQ(vaddr, mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0));
+
+	mmio_read32(vaddr);
+	mmio_read32(vaddr + size - s->page_size);
+	if (!__page_mapping_count(vaddr, size, SZ_1G))
+		SKIP(return, "The kernel has no 1 GiB pages");
+	EXPECT_EQ(2, __page_mapping_count(vaddr, size, SZ_1G));
+
+	/* All of them go, and come back. */
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(0, __page_mapping_count_all(vaddr, size));
+	EXPECT_EQ(-EFAULT, access_result(vaddr + SZ_1G));
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(0, access_result(vaddr));
+	EXPECT_EQ(0, access_result(vaddr + SZ_1G));
+	EXPECT_EQ(2, __page_mapping_count(vaddr, size, SZ_1G));
+
+	/* A hole costs the one that it is in, the rest of which works on. */
+	dmabuf_unmap(hole, s->page_size);
+	EXPECT_EQ(1, __page_mapping_count(vaddr, size, SZ_1G));
+	EXPECT_EQ(-EACCES, access_result(hole));
+	EXPECT_EQ(0, access_result(hole - s->page_size));
+	EXPECT_EQ(0, access_result(hole + s->page_size));
+
+	/* So does a piece with another protection. */
+	ASSERT_EQ(0, mprotect(vaddr + SZ_2M + s->page_size, s->page_size, PROT_NONE));
+	EXPECT_EQ(0, __page_mapping_count(vaddr, size, SZ_1G));
+	EXPECT_EQ(-EACCES, access_result(vaddr + SZ_2M + s->page_size));
+	EXPECT_EQ(0, access_result(vaddr + SZ_2M));
+	EXPECT_EQ(0, access_result(vaddr + SZ_1G - s->page_size));
+
+	ASSERT_EQ(0, munmap(vaddr, size));
+	ASSERT_EQ(0, close(fd));
+}
+
 /*
  * What depends on how the device is opened and closed, so in every IOMMU mode.
  * Elsewhere one is as good as any.
@@ -2223,6 +2274,38 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining_huge)
 	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, memory_type(vaddr + SZ_2M + s->page_size));
 
 	ASSERT_EQ(0, munmap(vaddr, SZ_4M));
+	ASSERT_EQ(0, close(fd));
+}
+
+/* And a page of 1 GiB once more. */
+TEST_F(vfio_pci_dmabuf_memattr, write_combining_gigantic)
+{
+	struct setup *s = &self->s;
+	struct page_mapping mapping;
+	void *vaddr;
+	int fd;
+
+	if (s->size < SZ_1G)
+		SKIP(return, "BAR too small for 1 GiB pages (size=0x%lx)", s->size);
+
+	fd = export_range(s, 0, SZ_1G);
+	if (__vfio_pci_dmabuf_memattr(s->device, fd, WC))
+		SKIP(return, "Write-combining is refused");
+
+	vaddr = mmap_reserve(SZ_1G, SZ_1G, 0);
+	ASSERT_EQ(vaddr, mmap(vaddr, SZ_1G, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0));
+	mmio_read32(vaddr);
+	if (__page_mapping_get(vaddr, &mapping))
+		SKIP(return, "Cannot look at page tables");
+	if (mapping.size != SZ_1G)
+		SKIP(return, "The kernel has no 1 GiB pages");
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, mapping.type);
+
+	ASSERT_EQ(0, mprotect(vaddr + SZ_2M, s->page_size, PROT_NONE));
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, memory_type(vaddr));
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, memory_type(vaddr + SZ_2M + s->page_size));
+
+	ASSERT_EQ(0, munmap(vaddr, SZ_1G));
 	ASSERT_EQ(0, close(fd));
 }
 
