@@ -698,25 +698,10 @@ FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_type1, v2) {
 	.iommu_mode = MODE_VFIO_TYPE1V2_IOMMU,
 };
 
-/* The state in fdinfo came right after this. */
-static bool type1_knows_dmabufs(int fd)
-{
-	char path[64], line[256];
-	bool known = false;
-	FILE *file;
-
-	snprintf_assert(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	file = fopen(path, "r");
-	VFIO_ASSERT_NOT_NULL(file);
-	while (fgets(line, sizeof(line), file))
-		known |= !strncmp(line, "vfio-pci-state:", strlen("vfio-pci-state:"));
-	fclose(file);
-
-	return known;
-}
-
 FIXTURE_SETUP(vfio_pci_dmabuf_type1)
 {
+	char state[32];
+
 	self->iommu = iommu_init(variant->iommu_mode);
 	self->device = vfio_pci_device_init(exporter_bdf, self->iommu);
 	self->iova_allocator = iova_allocator_init(self->iommu);
@@ -731,7 +716,9 @@ FIXTURE_SETUP(vfio_pci_dmabuf_type1)
 
 	self->fd = vfio_pci_dmabuf_export_range(self->device, self->index, SLICE_OFFSET,
 						SLICE_SIZE);
-	if (!type1_knows_dmabufs(self->fd))
+
+	/* What type1 knows of DMABUFs came right before the state in fdinfo. */
+	if (!fdinfo_get(self->fd, "vfio-pci-state", state, sizeof(state)))
 		SKIP(return, "The kernel does not keep DMABUFs out of type1");
 }
 

@@ -1132,31 +1132,14 @@ static void show_map(pid_t pid, u64 vaddr, const char *perms, u64 offset, const 
 	      "%lx-%lx %s %08lx %s", info.start, info.end, info.perms, info.offset, info.name);
 }
 
-/* A line of the fdinfo of a DMABUF, which is "key:\tvalue". */
 static void show_fdinfo(int fd, const char *key, const char *value)
 {
-	char path[64], line[128];
-	bool found = false;
-	FILE *file;
+	char found[128];
 
-	snprintf_assert(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	file = fopen(path, "r");
-	VFIO_ASSERT_NOT_NULL(file);
-
-	while (fgets(line, sizeof(line), file)) {
-		size_t length = strlen(key);
-
-		if (strncmp(line, key, length) || line[length] != ':')
-			continue;
-
-		line[strcspn(line, "\n")] = '\0';
-		check(!strcmp(line + length + 2, value), "%s: %s", key, line + length + 2);
-		found = true;
-	}
-
-	if (!found)
+	if (fdinfo_get(fd, key, found, sizeof(found)))
+		check(!strcmp(found, value), "%s: %s", key, found);
+	else
 		check(false, "%s: is missing", key);
-	fclose(file);
 }
 
 static void demo_looks(struct demo *demo, struct primary *primary)
