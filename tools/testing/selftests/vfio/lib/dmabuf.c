@@ -49,7 +49,11 @@ static int vfio_pci_feature(struct vfio_pci_device *device, u32 flags,
 
 bool vfio_pci_has_feature(struct vfio_pci_device *device, u32 feature)
 {
-	return !vfio_pci_feature(device, VFIO_DEVICE_FEATURE_PROBE | feature, NULL, 0);
+	int r = vfio_pci_feature(device, VFIO_DEVICE_FEATURE_PROBE | feature, NULL, 0);
+
+	VFIO_ASSERT_TRUE(!r || r == -ENOTTY || r == -EOPNOTSUPP,
+			 "Probing feature 0x%x: %d\n", feature, r);
+	return !r;
 }
 
 bool vfio_pci_has_dmabuf_mmap(struct vfio_pci_device *device, u32 index)
@@ -62,6 +66,7 @@ bool vfio_pci_has_dmabuf_mmap(struct vfio_pci_device *device, u32 index)
 	r = __dmabuf_map(fd, 0, size, PROT_READ, &vaddr);
 	VFIO_ASSERT_EQ(close(fd), 0);
 
+	VFIO_ASSERT_TRUE(!r || r == -EINVAL || r == -EOPNOTSUPP, "Mapping: %d\n", r);
 	if (r)
 		return false;
 

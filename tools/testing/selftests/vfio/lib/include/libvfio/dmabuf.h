@@ -18,8 +18,10 @@
  * DMABUFs over parts of a BAR. See access.h for how the functions are named.
  *
  * What a kernel lacks shows in the errno of the first use: -ENOTTY for one of
- * the features, -EINVAL for mapping a DMABUF that is fine otherwise. The
- * vfio_pci_has_*() functions find out without a side effect.
+ * the features, -EINVAL for mapping a DMABUF that is fine otherwise. What a
+ * driver lacks is -EOPNOTSUPP for both. The vfio_pci_has_*() functions find out
+ * without a side effect. For them any other error is a failure: a test must not
+ * be skipped for it.
  */
 
 /**
