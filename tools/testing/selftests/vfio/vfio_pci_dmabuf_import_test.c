@@ -440,16 +440,8 @@ static int walk_exit(struct setup *s)
 /* It is the device that is to wake up, so it has to have fallen asleep. */
 static int walk_sleep(struct setup *s)
 {
-	int attempts = 5000;
-	int r;
-
-	r = __vfio_pci_low_power_entry_with_wakeup(s->exporter, s->wakeup);
-	if (r)
-		return r;
-
-	while (!vfio_pci_is_suspended(s->exporter) && attempts--)
-		usleep(1000);
-	return vfio_pci_is_suspended(s->exporter) ? 0 : -ETIMEDOUT;
+	return __vfio_pci_low_power_entry_with_wakeup(s->exporter, s->wakeup) ?:
+	       __vfio_pci_wait_suspended(s->exporter);
 }
 
 static int walk_wake_up(struct setup *s)

@@ -18,6 +18,9 @@
 
 #include <libvfio.h>
 
+/* Runtime power management acts at once, but on its own time. */
+#define SUSPEND_LIMIT_MS	10000
+
 /* Where a fault of this thread shall end, if it is in the middle of a try. */
 static __thread void *fault_env;
 static __thread const void *fault_addr;
@@ -142,10 +145,17 @@ bool vfio_pci_is_suspended(struct vfio_pci_device *device)
 	return !strcmp(status, "suspended");
 }
 
-void vfio_pci_wait_suspended(struct vfio_pci_device *device)
+int __vfio_pci_wait_suspended(struct vfio_pci_device *device)
 {
-	while (!vfio_pci_is_suspended(device))
-		sched_yield();
+	int attempts = SUSPEND_LIMIT_MS;
+
+	while (!vfio_pci_is_suspended(device)) {
+		if (!attempts--)
+			return -ETIMEDOUT;
+		usleep(1000);
+	}
+
+	return 0;
 }
 
 static bool vma_info_parse(const char *line, struct vma_info *info)

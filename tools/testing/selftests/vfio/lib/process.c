@@ -97,10 +97,13 @@ static char process_state(pid_t pid)
 
 bool process_blocks(pid_t pid)
 {
+	u64 end = now_ms() + PROMPT_MS;
 	/* Twice in a row: it may sleep for a moment on the way there. */
 	int times = 0;
 
 	for (;;) {
+		VFIO_ASSERT_LT(now_ms(), end, "%d neither blocks nor ends\n", pid);
+
 		switch (process_state(pid)) {
 		case 'D':
 			if (++times == 2)

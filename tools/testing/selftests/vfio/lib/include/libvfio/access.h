@@ -82,8 +82,17 @@ void mmio_reader_stop(struct mmio_reader *reader);
  */
 bool vfio_pci_is_suspended(struct vfio_pci_device *device);
 
-/* Wait until a device that was allowed to sleep does so. */
-void vfio_pci_wait_suspended(struct vfio_pci_device *device);
+/**
+ * __vfio_pci_wait_suspended() - Wait until a device that may sleep does so.
+ *
+ * Return: 0, -ETIMEDOUT if it stays awake.
+ */
+int __vfio_pci_wait_suspended(struct vfio_pci_device *device);
+
+static inline void vfio_pci_wait_suspended(struct vfio_pci_device *device)
+{
+	VFIO_ASSERT_EQ(__vfio_pci_wait_suspended(device), 0, "%s stays awake\n", device->bdf);
+}
 
 /* One line of /proc/PID/maps. */
 struct vma_info {

@@ -14,6 +14,12 @@
  * Other processes that take part in a test.
  */
 
+/*
+ * How long it may take, on a slow and busy machine, what waits neither for
+ * another process nor for a fence. The kernel waits longer than this for those.
+ */
+#define PROMPT_MS	5000
+
 /* Milliseconds of CLOCK_MONOTONIC. */
 u64 now_ms(void);
 
@@ -39,7 +45,8 @@ int __process_wait(pid_t pid, int *status, int timeout_ms);
 /**
  * process_blocks() - Wait until a child sleeps where only a kill can wake it.
  *
- * Return: True if it does, false if it has ended instead.
+ * Return: True if it does, false if it has ended instead. It is a failure that it
+ * does neither.
  */
 bool process_blocks(pid_t pid);
 
