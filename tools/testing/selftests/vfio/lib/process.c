@@ -156,6 +156,19 @@ static int possession_map(struct possession *p, u64 size)
 	return 0;
 }
 
+static int possession_spin(struct possession *p, u32 offset)
+{
+	u32 value, count = 0;
+	int r;
+
+	do {
+		r = offset ? __mmio_write32(p->vaddr + offset, ++count) :
+			     __mmio_read32(p->vaddr, &value);
+	} while (!r);
+
+	return r;
+}
+
 static int possession_import(struct possession *p, u64 size)
 {
 	if (!p->iommu)
@@ -213,8 +226,7 @@ static struct answer subordinate_do(struct possession *p, struct request *reques
 		answer.result = __mmio_write32(p->vaddr, request->value);
 		break;
 	case SUBORDINATE_SPIN:
-		while (!answer.result)
-			answer.result = __mmio_read32(p->vaddr, &answer.value);
+		answer.result = possession_spin(p, request->value);
 		break;
 	case SUBORDINATE_IMPORT:
 		answer.result = possession_import(p, request->size);
@@ -260,12 +272,9 @@ int subordinate_main(int (*other)(int fd, u64 size, u32 value))
 /* Returns twice, as fork() does: true in the subordinate. */
 static bool subordinate_split(struct subordinate *sub)
 {
-	struct timeval timeout = { .tv_sec = SUBORDINATE_TIMEOUT_S };
 	int sockets[2];
 
 	VFIO_ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), 0);
-	VFIO_ASSERT_EQ(setsockopt(sockets[0], SOL_SOCKET, SO_RCVTIMEO, &timeout,
-				  sizeof(timeout)), 0);
 
 	sub->pid = process_fork();
 	if (!sub->pid) {
@@ -277,6 +286,7 @@ static bool subordinate_split(struct subordinate *sub)
 
 	VFIO_ASSERT_EQ(close(sockets[1]), 0);
 	sub->socket = sockets[0];
+	subordinate_set_timeout(sub, SUBORDINATE_TIMEOUT_S);
 	return false;
 }
 
@@ -297,6 +307,14 @@ void subordinate_fork(struct subordinate *sub, void *vaddr)
 
 	if (subordinate_split(sub))
 		_exit(subordinate_serve(&p, NULL));
+}
+
+void subordinate_set_timeout(struct subordinate *sub, int seconds)
+{
+	struct timeval timeout = { .tv_sec = seconds };
+
+	VFIO_ASSERT_EQ(setsockopt(sub->socket, SOL_SOCKET, SO_RCVTIMEO, &timeout,
+				  sizeof(timeout)), 0);
 }
 
 int subordinate_end(struct subordinate *sub)

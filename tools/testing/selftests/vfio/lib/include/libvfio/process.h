@@ -72,7 +72,10 @@ enum subordinate_operation {
 	SUBORDINATE_READ,
 	/* Write @value there: 0 or -errno. */
 	SUBORDINATE_WRITE,
-	/* Read over and over, without looking at the socket, until it fails. */
+	/*
+	 * Read over and over, without looking at the socket, until it fails. Or,
+	 * if @value is not 0, write a count to that offset for others to see.
+	 */
 	SUBORDINATE_SPIN,
 	/* Map @size bytes of the DMABUF into an IOAS: 0 or -errno. */
 	SUBORDINATE_IMPORT,
@@ -85,7 +88,7 @@ enum subordinate_operation {
 	SUBORDINATE_OTHER,
 };
 
-/* How long a subordinate may take to answer. */
+/* How long a subordinate may take to answer, if nothing else is said. */
 #define SUBORDINATE_TIMEOUT_S	20
 
 /* What main() finds in argv[1] if it is that of a subordinate. */
@@ -105,6 +108,9 @@ void subordinate_start(struct subordinate *sub);
  * @vaddr: The map that it is to access
  */
 void subordinate_fork(struct subordinate *sub, void *vaddr);
+
+/* Wait longer, or not as long, for what it answers from now on. */
+void subordinate_set_timeout(struct subordinate *sub, int seconds);
 
 /* Let it end by itself, or find that it has. Returns as waitpid() does. */
 int subordinate_end(struct subordinate *sub);
