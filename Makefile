@@ -8,6 +8,10 @@
 
 MAKEFLAGS += --no-print-directory
 export LINUX QEMU BUILD JOBS VFIO_DMABUF_CACHE
+# What a user says reaches the shell as it is, with blanks, quotes and dollars
+override TEST := $(value TEST)
+override TREE := $(value TREE)
+export TEST TREE
 
 .PHONY: help
 help: ## list the targets
@@ -52,13 +56,13 @@ qemu-export: ## bring build/qemu back to qemu/
 
 .PHONY: shell
 shell: deps ## a prompt in the VM, devices bound to vfio-pci [TREE=build/linux]
-	@scripts/demo --shell $(if $(TREE),--tree $(TREE))
+	@scripts/demo --shell $${TREE:+--tree "$$TREE"}
 
 .PHONY: test
 test: deps ## run one test in the VM: TEST="program [args]" [TREE=build/linux]
 	$(if $(TEST),,$(error say which: TEST="program [args]"))
-	@scripts/demo --run '$(value TEST)' $(if $(TREE),--tree $(TREE))
+	@scripts/demo --run "$$TEST" $${TREE:+--tree "$$TREE"}
 
 .PHONY: clean
 clean: ## remove this clone's objects and logs, not its trees, not the cache
-	rm -rf build/obj-* build/.obj-* build/src-* build/logs build/check build/initramfs*
+	@scripts/clean

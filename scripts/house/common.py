@@ -41,7 +41,7 @@ GIT_ENV = {
 }
 FOREIGN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "LLVM", "KCFLAGS", "KCPPFLAGS",
            "CFLAGS", "CPPFLAGS", "LDFLAGS", "ARCH", "CROSS_COMPILE", "CC",
-           "KBUILD_OUTPUT", "KCONFIG_ALLCONFIG", "O", "V")
+           "KBUILD_OUTPUT", "KCONFIG_ALLCONFIG", "O", "V", "TEST", "TREE")
 IDENTITY = ("vfio-dmabuf developers", "vfio-dmabuf@localhost")
 
 

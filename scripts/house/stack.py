@@ -413,21 +413,44 @@ def _commits(stack, tree):
     if git("merge-base", "--is-ancestor", BASE_REF, "HEAD", cwd=tree,
            check=False).returncode:
         raise Failure(f"HEAD of {tree} does not stand on the base")
-    # some bases ignore every new file, and git add then skips it silently
-    strays = [path for path in
-              git("ls-files", "--others", cwd=tree).splitlines()
-              if re.search(r"\.(c|h|S|rst|py|sh)$", path)
-              and not path.endswith(".mod.c")]
-    if strays:
-        raise Failure(f"{tree} has source files that are in no commit "
-                      "(git add -f them, or remove them):\n  " +
-                      "\n  ".join(strays[:10]))
+    _refuse_strays(tree)
     if merges := git("log", "--merges", "--format=%h %s",
                      f"{BASE_REF}..HEAD", cwd=tree):
         raise Failure(f"{tree} has a merge, a stack is linear:\n{merges}")
     lines = git("log", "--reverse", "--format=%H %s", f"{BASE_REF}..HEAD",
                 cwd=tree)
     return [tuple(line.split(" ", 1)) for line in lines.splitlines()]
+
+
+def _refuse_strays(tree, **options):
+    # some bases ignore every new file, and git add then skips it silently
+    strays = [path for path in
+              git("ls-files", "--others", cwd=tree, **options).splitlines()
+              if re.search(r"\.(c|h|S|rst|py|sh)$", path)
+              and not path.endswith(".mod.c")]
+    if strays:
+        raise Failure(f"{tree} has source files that are in no commit "
+                      "(git add -f them, or remove them):\n  " +
+                      "\n  ".join(strays[:10]))
+
+
+def working_commit(tree):
+    """A commit of the tree as it stands, with new files, in no branch."""
+    if not (tree / ".git").exists():
+        raise Failure(f"{tree} is no git tree (make tree makes build/linux)")
+    index = tree / git("rev-parse", "--git-path", "index", cwd=tree)
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copy2(index, scratch)    # not to read all files again
+        env = {"GIT_INDEX_FILE": f"{scratch}/index",
+               "GIT_AUTHOR_NAME": IDENTITY[0],
+               "GIT_AUTHOR_EMAIL": IDENTITY[1],
+               "GIT_COMMITTER_NAME": IDENTITY[0],
+               "GIT_COMMITTER_EMAIL": IDENTITY[1]}
+        git("add", "--all", cwd=tree, env=env)
+        _refuse_strays(tree, env=env)
+        files = git("write-tree", cwd=tree, env=env)
+        return git("commit-tree", "-p", "HEAD", "-m", "as it stands", files,
+                   cwd=tree, env=env)
 
 
 def _files_of(commits, tree):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house.common import Failure, git                          # noqa: E402
 from house.stack import (BASE_REF, Stack, compose, export,      # noqa: E402
-                         format_series, load, stack_id)
+                         format_series, load, stack_id, working_commit)
 
 WHEN = "2026-11-20T12:00:{:02d}+0000"
 
@@ -170,6 +170,24 @@ class StackTest(unittest.TestCase):
         (self.tree / "drivers/new.c").write_text("forgotten\n")
         with self.assertRaisesRegex(Failure, "drivers/new.c"):
             export(self.stack, self.tree)
+
+    def test_working_commit_has_all_that_is_there(self):
+        head = git("rev-parse", "HEAD", cwd=self.tree)
+        (self.tree / "drivers/Makefile").write_text("obj-y := core.o new.o\n")
+        (self.tree / "drivers/new.c").write_text("new\n")
+        with self.assertRaisesRegex(Failure, "(?s)git add -f.*drivers/new.c"):
+            working_commit(self.tree)       # this base ignores all new files
+        (self.tree / ".gitignore").write_text("*.o\n")
+        (self.tree / "drivers/core.c").unlink()
+        before = git("status", "--porcelain", cwd=self.tree)
+        commit = working_commit(self.tree)
+        self.assertEqual(git("diff", "--name-status", head, commit,
+                             cwd=self.tree).split(),
+                         ["M", ".gitignore", "M", "drivers/Makefile",
+                          "D", "drivers/core.c", "A", "drivers/new.c"])
+        self.assertEqual(git("rev-parse", f"{commit}^", "HEAD", cwd=self.tree),
+                         f"{head}\n{head}")
+        self.assertEqual(git("status", "--porcelain", cwd=self.tree), before)
 
     def test_fuzz_is_refused_and_named(self):
         self.two_commits()
