@@ -185,9 +185,73 @@ def git(*args, cwd, input=None, check=True, env=None, binary=False):
 
 
 def die_with_parent():
-    """For preexec_fn: a child in a process group of its own, killed with us."""
+    """For preexec_fn: a child in a process group of its own, killed with us.
+
+    To be started in the main thread: it dies with the thread that forked.
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.setpgid(0, 0)
+
+
+class Child(subprocess.Popen):
+    """A command in a group of its own that ends with its block at the latest."""
+
+    def __init__(self, argv, **options):
+        super().__init__(list(map(str, argv)), stdin=subprocess.DEVNULL,
+                         close_fds=False, preexec_fn=die_with_parent, **options)
+
+    def end(self):
+        """End it now: it may clean up, but not for long."""
+        if self.poll() is not None:
+            return
+        try:
+            self.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait(5)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def __exit__(self, *reason):
+        self.end()
+        return super().__exit__(*reason)
+
+
+class Beside:
+    """One command that runs beside us: the VM of what was built last.
+
+    All in the main thread. The block waits for the last command; when something
+    else ends the block, a signal too, it ends that command at once.
+    """
+
+    def __init__(self):
+        self.child = None
+
+    def __enter__(self):
+        return self
+
+    def start(self, argv, log, done):
+        """Run ARGV after the one before; then DONE(its status, its output)."""
+        self.finish()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "wb") as out:
+            self.child = Child(argv, stdout=out, stderr=subprocess.STDOUT)
+        self.log, self.done = log, done
+
+    def finish(self):
+        """Wait for what runs."""
+        if self.child:
+            status = self.child.wait()
+            self.child = None
+            self.done(status, self.log.read_text(errors="replace"))
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            if self.child:
+                self.child.end()
 
 
 def run_logged(argv, log, cwd=None, env=None, progress=None):
@@ -201,24 +265,15 @@ def run_logged(argv, log, cwd=None, env=None, progress=None):
     with open(log, "ab") as out:
         out.write(f"+ {' '.join(map(str, argv))}\n".encode())
         out.flush()
-        with subprocess.Popen(
-                list(map(str, argv)), cwd=cwd, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})}, close_fds=False,
-                preexec_fn=die_with_parent) as child:
-            try:
-                while True:
-                    try:
-                        child.wait(timeout=10)
-                        break
-                    except subprocess.TimeoutExpired:
-                        words = progress(log) if progress else ""
-                        print(f"    {time.monotonic() - start:5.0f} s  {words}",
-                              flush=True)
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                raise
+        with Child(argv, cwd=cwd, stdout=out, stderr=subprocess.STDOUT,
+                   env={**os.environ, **(env or {})}) as child:
+            while child.poll() is None:
+                try:
+                    child.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    words = progress(log) if progress else ""
+                    print(f"    {time.monotonic() - start:5.0f} s  {words}",
+                          flush=True)
     if child.returncode:
         raise Failure(f"{argv[0]} failed (status {child.returncode}), "
                       f"log: {log}\n{telling_lines(log)}")
@@ -245,12 +300,15 @@ class Steps:
         self.total = total
         self.count = 0
 
-    @contextlib.contextmanager
-    def step(self, title, log=None):
+    def title(self, title, log=None):
         self.count += 1
         number = f"{self.count}/{self.total}" if self.total else self.count
         where = f"  (log: {relative(log)})" if log else ""
         print(f"[{number}] {title}{where}", flush=True)
+
+    @contextlib.contextmanager
+    def step(self, title, log=None):
+        self.title(title, log)
         start = time.monotonic()
         try:
             yield

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the scripts run, and that nothing of it outlives them."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(SCRIPTS))
+
+from house.common import Beside, Child, Failure, run_logged     # noqa: E402
+
+# A script with a child that has one itself; what ends the child is one of WAYS
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from house.common import Beside, Child, main, run_logged
+argv = ["sh", "-c", "{trap}sleep 1000 & echo $$ $! >pids.new;"
+        "mv pids.new pids; wait; wait"]
+log = Path("log")
+def beside():
+    with Beside() as other:
+        other.start(argv, log, print)
+        time.sleep({pause})
+def child():
+    with Child(argv) as process:
+        process.wait()
+main({way})
+"""
+WAYS = {"runs": "lambda: run_logged(argv, log)", "child": "child",
+        "beside": "beside"}
+
+
+def alive(pid):
+    """Whether there is such a process, other than as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+class ChildrenTest(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.dir = Path(scratch.name)
+
+    def wait_for(self, condition, seconds=20):
+        end = time.monotonic() + seconds
+        while not condition():
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.02)
+
+    def end(self, number, way, pause=1000, trap=""):
+        """Kill a script; its child and grandchild have to go with it."""
+        script = SCRIPT.format(way=WAYS[way], pause=pause, trap=trap)
+        pids = self.dir / "pids"
+        pids.unlink(missing_ok=True)
+        with subprocess.Popen(
+                [sys.executable, "-c", script], cwd=self.dir,
+                env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
+                stderr=subprocess.DEVNULL) as run:
+            self.wait_for(pids.exists)
+            found = pids.read_text().split()
+            run.send_signal(number)
+            start = time.monotonic()
+            status = run.wait(20)
+        self.assertNotEqual(status, 0)
+        # of a script that was killed itself, the kernel ends the child only
+        gone = found[:1] if number == signal.SIGKILL else found
+        self.wait_for(lambda: not any(alive(pid) for pid in gone))
+        for pid in found[len(gone):]:
+            os.kill(int(pid), signal.SIGKILL)
+        return time.monotonic() - start
+
+    def test_all_ends_at_once(self):
+        for way in WAYS:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+                with self.subTest(way=way, number=number):
+                    self.assertLess(self.end(number, way), 4)
+
+    def test_ends_while_it_waits_for_the_last(self):
+        self.end(signal.SIGTERM, "beside", pause=0)
+
+    def test_a_child_that_will_not_end(self):
+        self.end(signal.SIGTERM, "child", trap="trap '' TERM; ")
+
+    def test_one_beside_another(self):
+        log, seen = self.dir / "vm/log", []
+        with Beside() as beside:
+            for number in range(3):
+                beside.start(["sh", "-c", f"echo {number}; exit {number}"], log,
+                             lambda *result: seen.append(result))
+                self.assertEqual(len(seen), number)
+        self.assertEqual(seen, [(0, "0\n"), (1, "1\n"), (2, "2\n")])
+
+    def test_beside_an_error(self):
+        seen = []
+        with self.assertRaises(Failure), Beside() as beside:
+            beside.start(["sleep", "1000"], self.dir / "log", seen.append)
+            raise Failure("no kernel")
+        self.assertFalse(alive(beside.child.pid))
+        self.assertEqual(seen, [])
+
+    def test_status(self):
+        with Child(["sh", "-c", "exit 3"]) as child:
+            self.assertEqual(child.wait(), 3)
+        log = self.dir / "log"
+        run_logged(["echo", "fine"], log)
+        with self.assertRaisesRegex(Failure, "(?s)status 3.*bad"):
+            run_logged(["sh", "-c", "echo bad; exit 3"], log)
+        self.assertIn("fine", log.read_text())
+
+
+if __name__ == "__main__":
+    unittest.main()
