@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the scripts run, and that nothing of it outlives them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -61,21 +62,25 @@ class ChildrenTest(unittest.TestCase):
         script = SCRIPT.format(way=WAYS[way], pause=pause, trap=trap)
         pids = self.dir / "pids"
         pids.unlink(missing_ok=True)
-        with subprocess.Popen(
-                [sys.executable, "-c", script], cwd=self.dir,
-                env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
-                stderr=subprocess.DEVNULL) as run:
+        run = subprocess.Popen(
+            [sys.executable, "-c", script], cwd=self.dir,
+            env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
+            stderr=subprocess.DEVNULL)
+        try:
             self.wait_for(pids.exists)
             found = pids.read_text().split()
             run.send_signal(number)
             start = time.monotonic()
-            status = run.wait(20)
-        self.assertNotEqual(status, 0)
-        # of a script that was killed itself, the kernel ends the child only
-        gone = found[:1] if number == signal.SIGKILL else found
-        self.wait_for(lambda: not any(alive(pid) for pid in gone))
-        for pid in found[len(gone):]:
-            os.kill(int(pid), signal.SIGKILL)
+            self.assertNotEqual(run.wait(20), 0)
+            # of a script that was killed itself, the kernel ends the child only
+            gone = found[:1] if number == signal.SIGKILL else found
+            self.wait_for(lambda: not any(alive(pid) for pid in gone))
+        finally:
+            run.kill()
+            run.wait()
+            if pids.exists():   # its group is that of the child
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(pids.read_text().split()[0]), signal.SIGKILL)
         return time.monotonic() - start
 
     def test_all_ends_at_once(self):

@@ -77,6 +77,9 @@ static void device_plug(const char *command)
 	while (system(command) && now_ms() < end)
 		usleep(100 * 1000);
 	device_wait(true, PLUG_LIMIT_MS);
+
+	/* Drivers may have it later than sysfs. A rescan waits until plugging is over. */
+	sysfs_bus_rescan();
 }
 
 static void device_restore(void)
