@@ -62,10 +62,12 @@ class ChildrenTest(unittest.TestCase):
         script = SCRIPT.format(way=WAYS[way], pause=pause, trap=trap)
         pids = self.dir / "pids"
         pids.unlink(missing_ok=True)
+        # what a shell puts into the background ignores SIGINT, and so do we then
         run = subprocess.Popen(
             [sys.executable, "-c", script], cwd=self.dir,
             env=os.environ | {"PYTHONPATH": str(SCRIPTS)},
-            stderr=subprocess.DEVNULL)
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         try:
             self.wait_for(pids.exists)
             found = pids.read_text().split()

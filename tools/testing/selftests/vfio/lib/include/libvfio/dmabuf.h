@@ -14,6 +14,16 @@
 #include <libvfio/assert.h>
 #include <libvfio/vfio_pci_device.h>
 
+/* Headers may lack this one alone, as a kernel may. */
+#ifndef VFIO_DEVICE_PCI_DMABUF_REVOKE
+struct vfio_pci_dmabuf_revoke {
+	__u32	argsz;
+	__s32	dmabuf_fd;
+};
+
+#define VFIO_DEVICE_PCI_DMABUF_REVOKE	_IO(VFIO_TYPE, VFIO_BASE + 22)
+#endif
+
 /*
  * DMABUFs over parts of a BAR. See access.h for how the functions are named.
  *
