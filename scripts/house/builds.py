@@ -7,6 +7,7 @@ this clone; one that a killed run left in doubt is thrown away (ccache makes
 that cheap).
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -213,22 +214,28 @@ def kernel_key(tree, commit, flavour):
                   ROOT / "scripts" / "kconfig")[:24]
 
 
+@contextlib.contextmanager
+def kernel_objects(tree, commit, flavour, log):
+    """Build COMMIT's kernel; the object directory is it while this is held."""
+    kbuild_arch, cross, image = ARCHES[FLAVOURS[flavour][0]]
+    env = build_env() | {"ARCH": kbuild_arch, "CROSS_COMPILE": cross}
+    with work("linux"), Objects(f"linux-{flavour}") as objects:
+        check_out(tree, commit)
+        configure(tree, commit, flavour, objects, log)
+        run_logged(["make", "-C", tree, f"O={objects}", jobs(),
+                    f"CC=ccache {cross}gcc", Path(image).name], log,
+                   env=env, progress=count_objects)
+        yield objects, objects / image
+
+
 def kernel(tree, commit, flavour, log):
     """Build COMMIT's kernel; returns the directory with image, .config and log."""
-    arch, _ = FLAVOURS[flavour]
-    kbuild_arch, cross, image = ARCHES[arch]
     key = kernel_key(tree, commit, flavour)
     with cached("kernels", key) as (place, new):
         if new is None:
             return place
-        env = build_env() | {"ARCH": kbuild_arch, "CROSS_COMPILE": cross}
-        with work("linux"), Objects(f"linux-{flavour}") as objects:
-            check_out(tree, commit)
-            configure(tree, commit, flavour, objects, log)
-            run_logged(["make", "-C", tree, f"O={objects}", jobs(),
-                        f"CC=ccache {cross}gcc", Path(image).name], log,
-                       env=env, progress=count_objects)
-            shutil.copy2(objects / image, new / "kernel")
+        with kernel_objects(tree, commit, flavour, log) as (objects, image):
+            shutil.copy2(image, new / "kernel")
             shutil.copy2(objects / ".config", new / "config")
             shutil.copy2(objects / "System.map", new / "System.map")
             shutil.copy2(log, new / "log")
