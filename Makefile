@@ -34,6 +34,10 @@ bisect: ## each commit x configuration x test, resumable (hours)
 	@scripts/deps bisect
 	@scripts/bisect
 
+.PHONY: mutants
+mutants: deps ## break the driver in one place after the other: a test must notice
+	@scripts/mutants $(if $(ONLY),--only $(ONLY))
+
 .PHONY: tree
 tree: deps ## build/linux: base and stack as git commits, to hack on
 	@scripts/compose linux $(if $(FORCE),--force)
