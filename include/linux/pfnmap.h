@@ -5,7 +5,7 @@
  *
  * A VMA with VM_ALLOW_ANY_UNCACHED says that any uncached memory type is safe
  * for what is behind it. If its vm_page_prot is write-combining, the interface of
- * vmf_insert_pfn() keeps that for PFNs whose memory type is another uncached one.
+ * vmf_insert_pfn() keeps that for PFNs that are tracked as nothing but UC- or WC.
  */
 #ifndef _LINUX_PFNMAP_H
 #define _LINUX_PFNMAP_H
@@ -20,8 +20,8 @@
  * @prot: the pgprot to modify
  *
  * For VMAs with VM_ALLOW_ANY_UNCACHED. A @prot that is write-combining stays so
- * if pfnmap_wc_effective() says that the range allows it, whatever uncached
- * mode there is for it. In all other cases this does the same as
+ * if pfnmap_wc_effective() says that the range allows it, also where UC- is
+ * tracked for it. In all other cases this does the same as
  * pfnmap_setup_cachemode_pfn().
  */
 void pfnmap_setup_cachemode_wc(unsigned long pfn, unsigned long size,

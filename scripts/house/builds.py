@@ -121,13 +121,18 @@ def kernel_hash(tree, commit):
 
 
 @lru_cache
+def version(tool):
+    """The first line that a tool has to say about itself."""
+    done = subprocess.run([tool, "--version"], capture_output=True, check=True)
+    return done.stdout.decode().splitlines()[0]
+
+
+@lru_cache
 def compiler(cross=""):
     if not shutil.which(f"{cross}gcc"):
         raise Failure(f"{cross}gcc is missing (package gcc-{cross[:-1]})"
                       if cross else "gcc is missing")
-    done = subprocess.run([f"{cross}gcc", "--version"], capture_output=True,
-                          check=True)
-    return done.stdout.decode().splitlines()[0]
+    return version(f"{cross}gcc")
 
 
 def build_env():
@@ -191,7 +196,7 @@ def configure(tree, commit, flavour, objects, log, clang=False):
     asked = [line for line in asked if re.search(
         r"\t(scripts/|Makefile|arch/\w+/Makefile|.*Kconfig|.*\.config$)", line)]
     cc = "clang-19" if clang else f"{cross}gcc"
-    key = digest(*asked, arch, cc, compiler(cross), ROOT / "scripts/kconfig",
+    key = digest(*asked, arch, version(cc), ROOT / "scripts/kconfig",
                  *configs)[:24]
     with cached("configs", key) as (place, new):
         if new is not None:
@@ -209,7 +214,7 @@ def configure(tree, commit, flavour, objects, log, clang=False):
 def kernel_key(tree, commit, flavour):
     arch, fragments = FLAVOURS[flavour]
     cross = ARCHES[arch][1]
-    return digest(kernel_hash(tree, commit), arch, compiler(cross),
+    return digest("with log", kernel_hash(tree, commit), arch, compiler(cross),
                   *(ROOT / "configs" / f"{f}.config" for f in fragments),
                   ROOT / "scripts" / "kconfig")[:24]
 
@@ -244,7 +249,9 @@ def kernel(tree, commit, flavour, log):
 
 def selftests(tree, commit, log):
     """Build the VFIO selftests of COMMIT, static; returns their directory."""
-    key = digest(tree_hash(tree, commit), compiler())[:24]
+    key = digest(*(git("rev-parse", f"{commit}:{path}", cwd=tree) for path in
+                   ("Makefile", "arch/x86", "include", "scripts", "tools")),
+                 compiler())[:24]
     with cached("selftests", key) as (place, new):
         if new is None:
             return place

@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -193,12 +194,41 @@ def die_with_parent():
     os.setpgid(0, 0)
 
 
+@contextlib.contextmanager
+def undisturbed():
+    """Have the signals that end us wait for the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Child(subprocess.Popen):
     """A command in a group of its own that ends with its block at the latest."""
 
     def __init__(self, argv, **options):
         super().__init__(list(map(str, argv)), stdin=subprocess.DEVNULL,
                          close_fds=False, preexec_fn=die_with_parent, **options)
+
+    # Popen looks at its process under a lock that the exception of a signal's
+    # handler can leave locked, and then end() would wait for it for ever
+
+    def poll(self):
+        with undisturbed():
+            return super().poll()
+
+    def wait(self, timeout=None):
+        if self.poll() is None:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                if not select.select([pidfd], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+            finally:
+                os.close(pidfd)
+        with undisturbed():
+            return super().wait()
 
     def end(self):
         """End it now: it may clean up, but not for long."""

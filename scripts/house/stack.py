@@ -422,12 +422,17 @@ def _commits(stack, tree):
     return [tuple(line.split(" ", 1)) for line in lines.splitlines()]
 
 
+# What a build in the tree itself leaves there
+GENERATED = (r"(^|/)(generated/|config/|\.)|\.(mod|lex|tab|asn1)\.[ch]$"
+             r"|/(piggy\.S|[vz]offset\.h|capflags\.c|cpustr\.h|inat-tables\.c)$")
+
+
 def _refuse_strays(tree, **options):
     # some bases ignore every new file, and git add then skips it silently
     strays = [path for path in
               git("ls-files", "--others", cwd=tree, **options).splitlines()
               if re.search(r"\.(c|h|S|rst|py|sh)$", path)
-              and not path.endswith(".mod.c")]
+              and not re.search(GENERATED, path)]
     if strays:
         raise Failure(f"{tree} has source files that are in no commit "
                       "(git add -f them, or remove them):\n  " +

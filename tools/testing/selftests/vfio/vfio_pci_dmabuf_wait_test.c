@@ -641,7 +641,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_wait, hold, 240)
 	}
 }
 
-/* Fences of those who do not import are of no interest. */
+/* Nobody waits for the fences of a buffer that is not imported. */
 TEST_F(vfio_pci_dmabuf_wait, no_importer)
 {
 	struct setup *s = &self->s;
