@@ -194,23 +194,52 @@ def die_with_parent():
     os.setpgid(0, 0)
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def undisturbed():
     """Have the signals that end us wait for the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Child(subprocess.Popen):
-    """A command in a group of its own that ends with its block at the latest."""
+    """A command in a group of its own that ends with its block at the latest.
+
+    Signals that end us wait from before it is there until its block begins, or
+    until somebody who can end it has called signals().
+    """
 
     def __init__(self, argv, **options):
-        super().__init__(list(map(str, argv)), stdin=subprocess.DEVNULL,
-                         close_fds=False, preexec_fn=die_with_parent, **options)
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+            super().__init__(list(map(str, argv)), stdin=subprocess.DEVNULL,
+                             close_fds=False, preexec_fn=self.prepare, **options)
+        except BaseException:
+            self.signals()
+            raise
+
+    def prepare(self):
+        """In the child: it is not to have our mask."""
+        die_with_parent()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+
+    def signals(self):
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+
+    def __enter__(self):
+        try:
+            self.signals()
+        except BaseException:
+            self.end()
+            raise
+        return super().__enter__()
 
     # Popen looks at its process under a lock that the exception of a signal's
     # handler can leave locked, and then end() would wait for it for ever
@@ -267,6 +296,7 @@ class Beside:
         with open(log, "wb") as out:
             self.child = Child(argv, stdout=out, stderr=subprocess.STDOUT)
         self.log, self.done = log, done
+        self.child.signals()
 
     def finish(self):
         """Wait for what runs."""
