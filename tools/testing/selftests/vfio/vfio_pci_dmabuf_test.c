@@ -1297,6 +1297,19 @@ TEST_F(vfio_pci_dmabuf_map, huge_pages)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* Map and touch the first two GiB of the BAR, at a place for pages of 1 GiB. */
+static void *map_gigantic(struct setup *s, u64 size, int *fd)
+{
+	void *vaddr = mmap_reserve(size, SZ_1G, 0);
+
+	*fd = export_range(s, 0, size);
+	VFIO_ASSERT_EQ(mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, *fd, 0), vaddr);
+	mmio_read32(vaddr);
+	mmio_read32(vaddr + size - s->page_size);
+
+	return vaddr;
+}
+
 /* The same for pages of 1 GiB, which a holder may cut in two as well. */
 TEST_F(vfio_pci_dmabuf_map, gigantic_pages)
 {
@@ -1310,13 +1323,8 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages)
 	if (__page_mapping_count(s->bar, SZ_1G, SZ_1G) < 0)
 		SKIP(return, "Cannot look at page tables");
 
-	fd = export_range(s, 0, size);
-	vaddr = mmap_reserve(size, SZ_1G, 0);
+	vaddr = map_gigantic(s, size, &fd);
 	hole = vaddr + SZ_1G + SZ_4M + s->page_size;
-	ASSERT_EQ(vaddr, mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0));
-
-	mmio_read32(vaddr);
-	mmio_read32(vaddr + size - s->page_size);
 	if (!__page_mapping_count(vaddr, size, SZ_1G))
 		SKIP(return, "The kernel has no 1 GiB pages");
 	EXPECT_EQ(2, __page_mapping_count(vaddr, size, SZ_1G));
@@ -1361,12 +1369,7 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move)
 	if (__page_mapping_count(s->bar, SZ_1G, SZ_1G) < 0)
 		SKIP(return, "Cannot look at page tables");
 
-	fd = export_range(s, 0, size);
-	vaddr = mmap_reserve(size, SZ_1G, 0);
-	ASSERT_EQ(vaddr, mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0));
-
-	mmio_read32(vaddr);
-	mmio_read32(vaddr + SZ_1G);
+	vaddr = map_gigantic(s, size, &fd);
 	if (!__page_mapping_count(vaddr, size, SZ_1G))
 		SKIP(return, "The kernel has no 1 GiB pages");
 
