@@ -142,6 +142,8 @@ def build_env():
         "CCACHE_BASEDIR": str(build_dir()),
         "CCACHE_NOHASHDIR": "1",
         "CCACHE_MAXSIZE": "6G",
+        # by the .d file of the compiler, not by preprocessing twice
+        "CCACHE_DEPEND": "1",
         "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 2026",
         "KBUILD_BUILD_USER": "vfio-dmabuf",
         "KBUILD_BUILD_HOST": "localhost",
@@ -272,6 +274,19 @@ def selftests(tree, commit, log):
     return place
 
 
+# Selftests that the VM has no device for
+NOT_HERE = {
+    "vfio_pci_sriov_uapi_test": "needs a device with SR-IOV",
+}
+
+
+def programs(tree, commit):
+    """The VFIO selftests that a commit's Makefile names."""
+    makefile = git("show", f"{commit}:tools/testing/selftests/vfio/Makefile",
+                   cwd=tree)
+    return re.findall(r"^TEST_GEN_PROGS \+= (\w+)", makefile, re.M)
+
+
 def kunit_suites(tree, commit):
     """The KUnit suites of vfio-pci: each is in the file of its name."""
     names = git("ls-tree", "--name-only", f"{commit}:drivers/vfio/pci",
@@ -324,6 +339,11 @@ def qemu_objects(tree, commit, log):
             link.unlink(missing_ok=True)
             link.symlink_to(f"/usr/share/{name}")
     return objects
+
+
+# One more edu-plus, the last one, whose BAR is large enough to be mapped by
+# pages of 1 GiB
+LARGE = ("--device", "edu-plus,bus=rp3,ram-size=4G")
 
 
 def vm_command(qemu_place, kernel_place, initrd):
