@@ -38,6 +38,10 @@ bisect: ## each commit x configuration x test, resumable (hours)
 mutants: deps ## break the driver in one place after the other: a test must notice
 	@scripts/mutants $(if $(ONLY),--only $(ONLY))
 
+.PHONY: bench
+bench: deps ## what mappings cost: the base kernel beside ours, in instructions
+	@scripts/bench
+
 .PHONY: tree
 tree: deps ## build/linux: base and stack as git commits, to hack on
 	@scripts/compose linux $(if $(FORCE),--force)
