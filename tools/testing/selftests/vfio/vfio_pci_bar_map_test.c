@@ -10,6 +10,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <sys/eventfd.h>
@@ -670,6 +672,43 @@ TEST_F(vfio_pci_bar_map_one_mode, mremap_move)
 	ASSERT_EQ(0, marks_lost(s));
 }
 
+/* Several maps at once, that is what other files allow as well. */
+TEST_F(vfio_pci_bar_map_one_mode, mremap_several)
+{
+	struct setup *s = &self->s;
+	u64 offset = s->bar->info.offset;
+	void *old, *new, *moved;
+	u32 values[2], value;
+	int i;
+
+	if (s->bar->info.size < 4 * s->page_size)
+		SKIP(return, "BAR smaller than four pages");
+
+	/* The second one does not continue the first one. */
+	old = mmap_reserve(2 * s->page_size, SZ_2M, 0);
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(old + i * s->page_size,
+			  mmap(old + i * s->page_size, s->page_size, PROT_READ,
+			       MAP_SHARED | MAP_FIXED, s->device->fd,
+			       offset + 3 * i * s->page_size));
+		values[i] = mmio_read32(old + i * s->page_size);
+	}
+
+	new = mmap_reserve(2 * s->page_size, SZ_2M, 0);
+	moved = mremap(old, 2 * s->page_size, 2 * s->page_size,
+		       MREMAP_MAYMOVE | MREMAP_FIXED, new);
+	if (moved == MAP_FAILED && errno == EFAULT)
+		SKIP(return, "The kernel does not move several maps at once");
+	ASSERT_EQ(new, moved);
+
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, __mmio_read32(new + i * s->page_size, &value));
+		EXPECT_EQ(values[i], value);
+		EXPECT_EQ(-EACCES, __mmio_read32(old + i * s->page_size, &value));
+	}
+	dmabuf_unmap(new, 2 * s->page_size);
+}
+
 TEST_F(vfio_pci_bar_map_one_mode, mremap_resize)
 {
 	struct setup *s = &self->s;
@@ -1064,6 +1103,71 @@ TEST_F(vfio_pci_bar_map_one_mode, access_during_reset)
 	printf("%lu reads during %d resets\n", nr_reads, round);
 }
 
+/* Reads a BAR by the device fd until it is stopped. */
+struct region_reader {
+	pthread_t thread;
+	int fd;
+	off_t offset;
+	bool stop;
+	u64 nr_reads;
+	u64 nr_failed;
+};
+
+static void *region_reader_run(void *arg)
+{
+	struct region_reader *reader = arg;
+	u32 value;
+
+	while (!READ_ONCE(reader->stop)) {
+		/* A device that does not respond reads as all ones. */
+		if (pread(reader->fd, &value, sizeof(value), reader->offset) != sizeof(value) ||
+		    value == ~0U)
+			reader->nr_failed++;
+		WRITE_ONCE(reader->nr_reads, reader->nr_reads + 1);
+	}
+
+	return NULL;
+}
+
+static void region_reader_wait(struct region_reader *reader)
+{
+	u64 before = READ_ONCE(reader->nr_reads);
+
+	while (READ_ONCE(reader->nr_reads) == before)
+		sched_yield();
+}
+
+/* So does a read of the region. */
+TEST_F(vfio_pci_bar_map_one_mode, read_during_reset)
+{
+	struct setup *s = &self->s;
+	struct region_reader reader = {
+		.fd = s->device->fd,
+		.offset = s->bar->info.offset,
+	};
+	u32 value;
+	int round;
+
+	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
+		SKIP(return, "Device does not support reset");
+
+	vfio_pci_device_reset(s->device);
+	ASSERT_EQ(sizeof(value), pread(reader.fd, &value, sizeof(value), reader.offset));
+	if (value == ~0U)
+		SKIP(return, "Device reads as all ones even when it responds");
+
+	ASSERT_EQ(0, pthread_create(&reader.thread, NULL, region_reader_run, &reader));
+	for (round = 0; round < 10; round++) {
+		region_reader_wait(&reader);
+		vfio_pci_device_reset(s->device);
+	}
+
+	WRITE_ONCE(reader.stop, true);
+	ASSERT_EQ(0, pthread_join(reader.thread, NULL));
+	EXPECT_EQ(0, reader.nr_failed);
+	printf("%lu reads during %d resets\n", reader.nr_reads, round);
+}
+
 TEST_F(vfio_pci_bar_map_test, d3hot)
 {
 	u8 pm = vfio_pci_find_capability(self->s.device, PCI_CAP_ID_PM);
@@ -1192,6 +1296,69 @@ TEST_F(vfio_pci_bar_map_one_mode, huge_pages)
 	ASSERT_EQ(size / SZ_2M, count);
 	ASSERT_EQ(size / SZ_2M, __page_mapping_count_all(vaddr, size));
 	dmabuf_unmap(vaddr, size);
+}
+
+/* mmap() by itself finds a place that is good for huge pages. */
+TEST_F(vfio_pci_bar_map_one_mode, huge_pages_unaided)
+{
+	struct setup *s = &self->s;
+	u64 size = min_t(u64, s->bar->info.size, SZ_64M);
+	void *vaddr, *hint;
+	u64 offset;
+
+	if (size < SZ_8M)
+		SKIP(return, "BAR too small (size=0x%lx)", size);
+	if (__page_mapping_count(s->bar->vaddr, size, SZ_2M) == -EOPNOTSUPP)
+		SKIP(return, "Cannot look at page tables");
+
+	/* The last page keeps another one from being huge. */
+	vaddr = mmap(NULL, size - s->page_size, PROT_READ, MAP_SHARED, s->device->fd,
+		     s->bar->info.offset);
+	ASSERT_NE(MAP_FAILED, vaddr);
+	if (!IS_ALIGNED((u64)vaddr, SZ_2M))
+		SKIP(return, "The kernel does not look for a place that suits huge pages");
+	for (offset = 0; offset < size - s->page_size; offset += s->page_size)
+		mmio_read32(vaddr + offset);
+	EXPECT_EQ(size / SZ_2M - 1, __page_mapping_count(vaddr, size - s->page_size, SZ_2M));
+	EXPECT_EQ(SZ_2M / s->page_size - 1,
+		  __page_mapping_count(vaddr, size - s->page_size, s->page_size));
+	dmabuf_unmap(vaddr, size - s->page_size);
+
+	/* What counts is the physical address, also where the map begins midway. */
+	vaddr = mmap(NULL, SZ_4M, PROT_READ, MAP_SHARED, s->device->fd,
+		     s->bar->info.offset + SZ_2M - s->page_size);
+	ASSERT_NE(MAP_FAILED, vaddr);
+	EXPECT_EQ(SZ_2M - s->page_size, (u64)vaddr % SZ_2M);
+	mmio_read32(vaddr + s->page_size);
+	EXPECT_EQ(1, __page_mapping_count(vaddr, SZ_4M, SZ_2M));
+	dmabuf_unmap(vaddr, SZ_4M);
+
+	/* A hint is taken where there is room, even if it does not suit. */
+	hint = mmap_reserve(SZ_4M, SZ_2M, s->page_size);
+	ASSERT_EQ(0, munmap(hint, SZ_4M));
+	vaddr = mmap(hint, SZ_4M, PROT_READ, MAP_SHARED, s->device->fd, s->bar->info.offset);
+	EXPECT_EQ(hint, vaddr);
+
+	/* Where there is none it is no worse than no hint. */
+	hint = vaddr;
+	vaddr = mmap(hint, SZ_4M, PROT_READ, MAP_SHARED, s->device->fd, s->bar->info.offset);
+	ASSERT_NE(MAP_FAILED, vaddr);
+	EXPECT_TRUE(IS_ALIGNED((u64)vaddr, SZ_2M));
+	dmabuf_unmap(vaddr, SZ_4M);
+
+	vaddr = mmap(hint, SZ_4M, PROT_READ, MAP_SHARED | MAP_FIXED_NOREPLACE, s->device->fd,
+		     s->bar->info.offset);
+	EXPECT_EQ(MAP_FAILED, vaddr);
+	EXPECT_EQ(EEXIST, errno);
+	dmabuf_unmap(hint, SZ_4M);
+
+	if (s->bar->info.size < 2ULL * SZ_1G)
+		return;
+	vaddr = mmap(NULL, 2ULL * SZ_1G, PROT_READ, MAP_SHARED, s->device->fd,
+		     s->bar->info.offset);
+	ASSERT_NE(MAP_FAILED, vaddr);
+	EXPECT_TRUE(IS_ALIGNED((u64)vaddr, SZ_1G));
+	dmabuf_unmap(vaddr, 2ULL * SZ_1G);
 }
 
 /* The same for pages of 1 GiB, if the BAR is made for them. */

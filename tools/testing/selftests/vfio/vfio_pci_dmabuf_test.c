@@ -1297,6 +1297,61 @@ TEST_F(vfio_pci_dmabuf_map, huge_pages)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* mmap() by itself finds a place that is good for huge pages. */
+TEST_F(vfio_pci_dmabuf_map, huge_pages_unaided)
+{
+	struct setup *s = &self->s;
+	struct vfio_region_dma_range ranges[] = {
+		{ .offset = 0, .length = SZ_64K },
+		{ .offset = SZ_2M + SZ_1M, .length = SZ_4M },
+		{ .offset = SZ_2M, .length = s->page_size },
+	};
+	void *vaddr;
+	int fd;
+
+	if (s->size < SZ_8M)
+		SKIP(return, "BAR too small (size=0x%lx)", s->size);
+	if (__page_mapping_count(s->bar, SZ_8M, SZ_2M) < 0)
+		SKIP(return, "Cannot look at page tables");
+	if (translations(s->bar, SZ_8M, SZ_2M) +
+	    __page_mapping_count(s->bar, s->size, SZ_1G) == 0)
+		SKIP(return, "The kernel has no huge pages");
+
+	/* The offset in the DMABUF says nothing about the physical address. */
+	fd = export_range(s, SZ_1M, SZ_4M);
+	vaddr = dmabuf_map(fd, 0, SZ_4M);
+	if ((u64)vaddr % SZ_2M != SZ_1M)
+		SKIP(return, "The kernel does not look for a place that suits huge pages");
+	EXPECT_EQ(1, translations(vaddr, SZ_4M, SZ_2M));
+	dmabuf_unmap(vaddr, SZ_4M);
+
+	vaddr = dmabuf_map(fd, SZ_1M - s->page_size, SZ_2M + s->page_size);
+	EXPECT_EQ(1, translations(vaddr, SZ_2M + s->page_size, SZ_2M));
+	EXPECT_EQ(1, __page_mapping_count(vaddr, SZ_2M + s->page_size, SZ_4K));
+	dmabuf_unmap(vaddr, SZ_2M + s->page_size);
+	ASSERT_EQ(0, close(fd));
+
+	/* Of several ranges it is the one that takes most of the mapping. */
+	fd = vfio_pci_dmabuf_export(s->device, s->index, O_RDWR, ranges, ARRAY_SIZE(ranges));
+	vaddr = dmabuf_map(fd, 0, SZ_64K + SZ_4M + s->page_size);
+	EXPECT_EQ(1, translations(vaddr, SZ_64K + SZ_4M + s->page_size, SZ_2M));
+	dmabuf_unmap(vaddr, SZ_64K + SZ_4M + s->page_size);
+
+	/* Beyond the end there is nothing to suit. */
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, SZ_4M, PROT_READ, MAP_SHARED, fd, SZ_8M));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, SZ_4M, PROT_READ, MAP_SHARED, fd, -SZ_4M));
+	ASSERT_EQ(0, close(fd));
+
+	if (s->size < 2ULL * SZ_1G)
+		return;
+	fd = export_range(s, SZ_4K, s->size - SZ_4K);
+	vaddr = dmabuf_map(fd, 0, s->size - SZ_4K);
+	EXPECT_EQ(SZ_4K, (u64)vaddr % SZ_1G);
+	dmabuf_unmap(vaddr, s->size - SZ_4K);
+	ASSERT_EQ(0, close(fd));
+}
+
 /* Map and touch the first two GiB of the BAR, at a place for pages of 1 GiB. */
 static void *map_gigantic(struct setup *s, u64 size, int *fd)
 {
@@ -1394,8 +1449,26 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move)
 	EXPECT_EQ(2, __page_mapping_count(moved, SZ_1G, SZ_2M));
 	EXPECT_EQ(-EACCES, access_result(vaddr + SZ_1G));
 
-	ASSERT_EQ(0, munmap(moved, SZ_1G));
+	/* To one that suits, it goes as it is. */
+	piece = moved;
 	ASSERT_EQ(0, munmap(vaddr, size));
+	ASSERT_EQ(vaddr, mmap(vaddr, SZ_1G, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0));
+	moved = mmap_reserve(SZ_1G, SZ_1G, 0);
+	mmio_read32(vaddr);
+	EXPECT_EQ(1, __page_mapping_count(vaddr, SZ_1G, SZ_1G));
+	ASSERT_EQ(moved, mremap(vaddr, SZ_1G, SZ_1G, MREMAP_MAYMOVE | MREMAP_FIXED, moved));
+	EXPECT_EQ(1, __page_mapping_count(moved, SZ_1G, SZ_1G));
+	EXPECT_EQ(mmio_read32(s->bar), mmio_read32(moved));
+	EXPECT_EQ(-EACCES, access_result(vaddr));
+
+	/* Nor does the CPU remember where it was. */
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(-EFAULT, access_result(moved));
+	EXPECT_EQ(-EFAULT, access_result(piece));
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+
+	ASSERT_EQ(0, munmap(piece, SZ_1G));
+	ASSERT_EQ(0, munmap(moved, SZ_1G));
 	ASSERT_EQ(0, close(fd));
 }
 

@@ -1,0 +1,516 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Measure what mappings of BARs and of exported DMABUFs cost.
+ *
+ * A line for each figure: its name, the value, ns or bytes, and what for one of.
+ * Calls are measured eleven times, and the median counts. What can only be done
+ * once, as to touch all of a BAR, is.
+ *
+ * What the kernel lacks is left out, so that the same program can be run on kernels
+ * that are to be compared. The device has to be able to reset. Where the clock
+ * counts instructions, as with QEMU's -icount, so do the figures.
+ *
+ * This is to be run by hand, not by the harness.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include <linux/kernel.h>
+#include <linux/sizes.h>
+#include <linux/vfio.h>
+
+#include <libvfio.h>
+
+/* Odd, for the median. */
+#define ROUNDS		11
+#define FAULTS		1024
+#define PAGE		SZ_4K
+
+/* As many of something as tell what one of it takes of memory. */
+#define MANY		4096
+
+struct bench {
+	struct iommu *iommu;
+	struct vfio_pci_device *device;
+	u32 index;
+	u64 size;
+	u64 offset;
+};
+
+static u64 clock_ns(clockid_t clock)
+{
+	struct timespec ts;
+
+	VFIO_ASSERT_EQ(clock_gettime(clock, &ts), 0);
+	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
+}
+
+static u64 now_ns(void)
+{
+	return clock_ns(CLOCK_MONOTONIC);
+}
+
+static void report(const char *name, double ns, const char *what)
+{
+	printf("bench\t%s\t%.1f\tns\t%s\n", name, ns, what);
+	fflush(stdout);
+}
+
+static int compare(const void *a, const void *b)
+{
+	u64 x = *(const u64 *)a, y = *(const u64 *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static double median(u64 *samples)
+{
+	qsort(samples, ROUNDS, sizeof(*samples), compare);
+	return samples[ROUNDS / 2];
+}
+
+/* Nanoseconds for reading every @step bytes. */
+static u64 touch(void *vaddr, u64 size, u64 step)
+{
+	u64 start = now_ns();
+	u64 offset;
+
+	for (offset = 0; offset < size; offset += step)
+		READ_ONCE(*(u32 *)(vaddr + offset));
+
+	return now_ns() - start;
+}
+
+/* Map at an address that is good for pages of @align bytes, or for small ones. */
+static void *map_at(int fd, u64 offset, u64 size, u64 align, u64 skew)
+{
+	void *vaddr = mmap_reserve(size, align, skew);
+
+	VFIO_ASSERT_EQ(mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, offset), vaddr);
+	return vaddr;
+}
+
+static void *map_anywhere(int fd, u64 offset, u64 size)
+{
+	void *vaddr = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, offset);
+
+	VFIO_ASSERT_NE(vaddr, MAP_FAILED);
+	return vaddr;
+}
+
+static void bench_map(const char *kind, int fd, u64 offset, u64 size)
+{
+	u64 map[ROUNDS], unmap[ROUNDS];
+	char name[64];
+	void *vaddr;
+	u64 start;
+	int i;
+
+	for (i = 0; i < ROUNDS; i++) {
+		start = now_ns();
+		vaddr = map_anywhere(fd, offset, size);
+		map[i] = now_ns() - start;
+		start = now_ns();
+		dmabuf_unmap(vaddr, size);
+		unmap[i] = now_ns() - start;
+	}
+
+	snprintf(name, sizeof(name), "%s mmap()", kind);
+	report(name, median(map), "64 MiB");
+	snprintf(name, sizeof(name), "%s munmap(), untouched", kind);
+	report(name, median(unmap), "64 MiB");
+}
+
+static void bench_touch(const char *kind, int fd, u64 offset, u64 size, u64 align)
+{
+	const char *what = size < SZ_1G ? "64 MiB" : "1 GiB";
+	void *vaddr, *page;
+	char name[64];
+
+	/* What has been mapped before must not happen to leave a good place. */
+	page = mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	VFIO_ASSERT_NE(page, MAP_FAILED);
+	vaddr = map_anywhere(fd, offset, size);
+	snprintf(name, sizeof(name), "%s touch of %s after mmap(NULL)", kind, what);
+	report(name, touch(vaddr, size, PAGE), what);
+	dmabuf_unmap(vaddr, size);
+	dmabuf_unmap(page, PAGE);
+
+	vaddr = map_at(fd, offset, size, align, 0);
+	snprintf(name, sizeof(name), "%s touch of %s, aligned by hand", kind, what);
+	report(name, touch(vaddr, size, PAGE), what);
+	dmabuf_unmap(vaddr, size);
+}
+
+static void bench_small_fault(const char *kind, int fd, u64 offset)
+{
+	u64 samples[ROUNDS];
+	char name[64];
+	void *vaddr;
+	int i;
+
+	for (i = 0; i < ROUNDS; i++) {
+		vaddr = map_at(fd, offset, FAULTS * PAGE, SZ_2M, PAGE);
+		samples[i] = touch(vaddr, FAULTS * PAGE, PAGE);
+		dmabuf_unmap(vaddr, FAULTS * PAGE);
+	}
+
+	snprintf(name, sizeof(name), "%s first touch", kind);
+	report(name, median(samples) / FAULTS, "4 KiB page");
+}
+
+/* Ranges of a page each that do not touch each other. */
+static struct vfio_region_dma_range *scattered_ranges(u32 nr_ranges)
+{
+	struct vfio_region_dma_range *ranges = calloc_assert(nr_ranges, sizeof(*ranges));
+	u32 i;
+
+	for (i = 0; i < nr_ranges; i++) {
+		ranges[i].offset = 2ULL * i * PAGE;
+		ranges[i].length = PAGE;
+	}
+
+	return ranges;
+}
+
+static void bench_ranges(struct bench *b, u32 nr_ranges, bool can_map)
+{
+	u64 size = (u64)nr_ranges * PAGE;
+	u64 step = max_t(u64, size / FAULTS, PAGE);
+	struct vfio_region_dma_range *ranges;
+	u64 samples[ROUNDS], faults[ROUNDS];
+	char name[64];
+	void *vaddr;
+	u64 start;
+	int i, fd;
+
+	if (2 * size > b->size)
+		return;
+
+	ranges = scattered_ranges(nr_ranges);
+	for (i = 0; i < ROUNDS; i++) {
+		start = now_ns();
+		fd = __vfio_pci_dmabuf_export(b->device, b->index, O_RDWR | O_CLOEXEC,
+					      ranges, nr_ranges);
+		samples[i] = now_ns() - start;
+		VFIO_ASSERT_GE(fd, 0);
+
+		if (can_map) {
+			vaddr = map_anywhere(fd, 0, size);
+			faults[i] = touch(vaddr, size, step);
+			dmabuf_unmap(vaddr, size);
+		}
+		VFIO_ASSERT_EQ(close(fd), 0);
+	}
+	free(ranges);
+
+	snprintf(name, sizeof(name), "export of %u ranges", nr_ranges);
+	report(name, median(samples), "call");
+	if (!can_map)
+		return;
+	snprintf(name, sizeof(name), "DMABUF first touch, %u ranges", nr_ranges);
+	report(name, median(faults) / (size / step), "4 KiB page");
+}
+
+/* A process that maps a DMABUF, touches it, says so, and waits to be killed. */
+static pid_t holder_start(int fd, u64 size, u64 skew, const int *ready)
+{
+	pid_t pid = process_fork();
+	void *vaddr;
+
+	if (pid)
+		return pid;
+
+	vaddr = map_at(fd, 0, size, SZ_2M, skew);
+	touch(vaddr, size, PAGE);
+	VFIO_ASSERT_EQ(write(ready[1], "", 1), 1);
+	for (;;)
+		pause();
+}
+
+static void bench_revoke(struct bench *b, u64 skew, int nr_processes)
+{
+	pid_t *pids = calloc_assert(nr_processes, sizeof(*pids));
+	int ready[2], i, fd, status;
+	u64 size = SZ_64M, start;
+	char name[64], c;
+
+	fd = vfio_pci_dmabuf_export_range(b->device, b->index, 0, size);
+	VFIO_ASSERT_EQ(pipe(ready), 0);
+	for (i = 0; i < nr_processes; i++) {
+		pids[i] = holder_start(fd, size, skew, ready);
+		VFIO_ASSERT_EQ(read(ready[0], &c, 1), 1);
+	}
+
+	start = now_ns();
+	vfio_pci_dmabuf_revoke(b->device, fd);
+	snprintf(name, sizeof(name), "revoke of 64 MiB in %s pages, %d processes",
+		 skew ? "4 KiB" : "2 MiB", nr_processes);
+	report(name, now_ns() - start, "call");
+
+	for (i = 0; i < nr_processes; i++) {
+		VFIO_ASSERT_EQ(kill(pids[i], SIGKILL), 0);
+		VFIO_ASSERT_EQ(waitpid(pids[i], &status, 0), pids[i]);
+	}
+	VFIO_ASSERT_EQ(close(ready[0]), 0);
+	VFIO_ASSERT_EQ(close(ready[1]), 0);
+	VFIO_ASSERT_EQ(close(fd), 0);
+	free(pids);
+}
+
+static void bench_memory_disable(struct bench *b, int nr_maps, bool touched)
+{
+	u64 samples[ROUNDS], start;
+	void **vaddrs = calloc_assert(nr_maps, sizeof(*vaddrs));
+	char name[64];
+	int i, j;
+
+	for (i = 0; i < nr_maps; i++)
+		vaddrs[i] = map_anywhere(b->device->fd, b->offset + (u64)i * PAGE, PAGE);
+
+	for (j = 0; j < ROUNDS; j++) {
+		for (i = 0; touched && i < nr_maps; i++)
+			touch(vaddrs[i], PAGE, PAGE);
+		start = now_ns();
+		vfio_pci_cmd_clear(b->device, PCI_COMMAND_MEMORY);
+		samples[j] = now_ns() - start;
+		vfio_pci_cmd_set(b->device, PCI_COMMAND_MEMORY);
+	}
+	snprintf(name, sizeof(name), "memory disable with %d maps of a page%s", nr_maps,
+		 touched ? "" : ", untouched");
+	report(name, median(samples), "call");
+
+	for (i = 0; i < nr_maps; i++)
+		dmabuf_unmap(vaddrs[i], PAGE);
+	free(vaddrs);
+}
+
+static void bench_others(struct bench *b, int nr_dmabufs, bool can_revoke)
+{
+	u64 samples[ROUNDS], revokes[ROUNDS], disables[ROUNDS], start;
+	int *fds = calloc_assert(nr_dmabufs, sizeof(*fds));
+	char name[64];
+	int i, fd;
+
+	for (i = 0; i < nr_dmabufs; i++)
+		fds[i] = vfio_pci_dmabuf_export_range(b->device, b->index, (u64)i * PAGE, PAGE);
+
+	for (i = 0; i < ROUNDS; i++) {
+		/* Without the time that the device is given to recover. */
+		start = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+		VFIO_ASSERT_EQ(__vfio_pci_device_reset(b->device), 0);
+		samples[i] = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start;
+
+		start = now_ns();
+		vfio_pci_cmd_clear(b->device, PCI_COMMAND_MEMORY);
+		disables[i] = now_ns() - start;
+		vfio_pci_cmd_set(b->device, PCI_COMMAND_MEMORY);
+
+		if (!can_revoke)
+			continue;
+		fd = vfio_pci_dmabuf_export_range(b->device, b->index, 0, PAGE);
+		start = now_ns();
+		vfio_pci_dmabuf_revoke(b->device, fd);
+		revokes[i] = now_ns() - start;
+		VFIO_ASSERT_EQ(close(fd), 0);
+	}
+
+	snprintf(name, sizeof(name), "reset with %d DMABUFs", nr_dmabufs);
+	report(name, median(samples), "call, CPU time");
+	snprintf(name, sizeof(name), "memory disable with %d DMABUFs", nr_dmabufs);
+	report(name, median(disables), "call");
+	if (can_revoke) {
+		snprintf(name, sizeof(name), "revoke with %d other DMABUFs", nr_dmabufs);
+		report(name, median(revokes), "call");
+	}
+
+	for (i = 0; i < nr_dmabufs; i++)
+		VFIO_ASSERT_EQ(close(fds[i]), 0);
+	free(fds);
+}
+
+static void bench_sysfs(struct bench *b)
+{
+	char path[128];
+	int fd;
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/resource%u", b->device->bdf,
+		 b->index);
+	fd = open(path, O_RDWR | O_SYNC | O_CLOEXEC);
+	if (fd < 0)
+		return;
+
+	bench_map("sysfs", fd, 0, SZ_64M);
+	bench_touch("sysfs", fd, 0, SZ_64M, SZ_2M);
+	VFIO_ASSERT_EQ(close(fd), 0);
+}
+
+static bool write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool ok;
+
+	if (fd < 0)
+		return false;
+	ok = write(fd, text, strlen(text)) == strlen(text);
+	VFIO_ASSERT_EQ(close(fd), 0);
+
+	return ok;
+}
+
+static long memory_charged(void)
+{
+	FILE *file = fopen("/sys/fs/cgroup/vfio_bench/memory.current", "re");
+	long bytes;
+	int n;
+
+	if (!file)
+		return -1;
+	n = fscanf(file, "%ld", &bytes);
+	VFIO_ASSERT_EQ(n, 1);
+	VFIO_ASSERT_EQ(fclose(file), 0);
+
+	return bytes;
+}
+
+/* By what the memory cgroup is charged, page tables are not made by this. */
+static void bench_memory(struct bench *b)
+{
+	void **vaddrs = calloc_assert(MANY, sizeof(*vaddrs));
+	int *fds = calloc_assert(MANY, sizeof(*fds));
+	long before;
+	int i;
+
+	mkdir("/sys/fs/cgroup/vfio_bench", 0755);
+	write_file("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
+	if (!write_file("/sys/fs/cgroup/vfio_bench/cgroup.procs", "0") || memory_charged() < 0)
+		goto out;
+
+	before = memory_charged();
+	for (i = 0; i < MANY; i++)
+		vaddrs[i] = map_anywhere(b->device->fd, b->offset + (u64)i * PAGE, PAGE);
+	printf("bench\tmemory charged for a map of a BAR\t%ld\tbytes\tmap\n",
+	       (memory_charged() - before) / MANY);
+	for (i = 0; i < MANY; i++)
+		dmabuf_unmap(vaddrs[i], PAGE);
+
+	before = memory_charged();
+	for (i = 0; i < MANY; i++)
+		fds[i] = vfio_pci_dmabuf_export_range(b->device, b->index, 0, PAGE);
+	printf("bench\tmemory charged for an exported DMABUF\t%ld\tbytes\tDMABUF\n",
+	       (memory_charged() - before) / MANY);
+	for (i = 0; i < MANY; i++)
+		VFIO_ASSERT_EQ(close(fds[i]), 0);
+out:
+	write_file("/sys/fs/cgroup/cgroup.procs", "0");
+	rmdir("/sys/fs/cgroup/vfio_bench");
+	free(vaddrs);
+	free(fds);
+}
+
+static void bench_init(struct bench *b, const char *bdf)
+{
+	b->iommu = iommu_init("iommufd");
+	b->device = vfio_pci_device_init(bdf, b->iommu);
+	VFIO_ASSERT_GE(vfio_pci_ram_bar(b->device), 0, "No BAR of %s is known to be RAM\n", bdf);
+	b->index = vfio_pci_ram_bar(b->device);
+	b->size = b->device->bars[b->index].info.size;
+	b->offset = b->device->bars[b->index].info.offset;
+}
+
+static void bench_cleanup(struct bench *b)
+{
+	vfio_pci_device_cleanup(b->device);
+	iommu_cleanup(b->iommu);
+}
+
+/* Everything that 64 MiB are enough for. */
+static void bench_small(const char *bdf)
+{
+	struct bench b;
+	int fd = -1, n;
+
+	bench_init(&b, bdf);
+	VFIO_ASSERT_GE(b.size, (u64)SZ_64M);
+
+	bench_map("BAR", b.device->fd, b.offset, SZ_64M);
+	bench_small_fault("BAR", b.device->fd, b.offset);
+	bench_touch("BAR", b.device->fd, b.offset, SZ_64M, SZ_2M);
+	bench_sysfs(&b);
+	bench_memory_disable(&b, 512, true);
+	bench_memory_disable(&b, 512, false);
+
+	if (!vfio_pci_has_feature(b.device, VFIO_DEVICE_FEATURE_GET |
+					    VFIO_DEVICE_FEATURE_DMA_BUF)) {
+		bench_cleanup(&b);
+		return;
+	}
+
+	if (vfio_pci_has_dmabuf_mmap(b.device, b.index)) {
+		fd = vfio_pci_dmabuf_export_range(b.device, b.index, 0, SZ_64M);
+		bench_map("DMABUF", fd, 0, SZ_64M);
+		bench_small_fault("DMABUF", fd, 0);
+		bench_touch("DMABUF", fd, 0, SZ_64M, SZ_2M);
+		VFIO_ASSERT_EQ(close(fd), 0);
+	}
+
+	for (n = 1; n <= 4096; n = n == 1 ? 64 : n * 8)
+		bench_ranges(&b, n, fd >= 0);
+
+	for (n = 1; n <= 1000; n = n == 1 ? 100 : n * 10)
+		bench_others(&b, n, fd >= 0);
+
+	for (n = 1; fd >= 0 && n <= 64; n *= 8) {
+		bench_revoke(&b, PAGE, n);
+		bench_revoke(&b, 0, n);
+	}
+	bench_memory(&b);
+
+	bench_cleanup(&b);
+}
+
+static void bench_large(const char *bdf)
+{
+	struct bench b;
+	int fd;
+
+	bench_init(&b, bdf);
+	VFIO_ASSERT_GE(b.size, (u64)SZ_1G);
+
+	bench_touch("BAR", b.device->fd, b.offset, SZ_1G, SZ_1G);
+	if (vfio_pci_has_dmabuf_mmap(b.device, b.index)) {
+		fd = vfio_pci_dmabuf_export_range(b.device, b.index, 0, SZ_1G);
+		bench_touch("DMABUF", fd, 0, SZ_1G, SZ_1G);
+		VFIO_ASSERT_EQ(close(fd), 0);
+		bench_ranges(&b, 65536, true);
+	}
+
+	bench_cleanup(&b);
+}
+
+int main(int argc, char *argv[])
+{
+	struct rlimit limit = { .rlim_cur = 2 * MANY, .rlim_max = 2 * MANY };
+
+	if (argc < 2 || argc > 3) {
+		fprintf(stderr, "usage: %s BDF [BDF of a device with a BAR of 1 GiB]\n", argv[0]);
+		return 1;
+	}
+
+	VFIO_ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	bench_small(argv[1]);
+	if (argc > 2)
+		bench_large(argv[2]);
+
+	return 0;
+}
