@@ -137,9 +137,14 @@ static void bench_touch(const char *kind, int fd, u64 offset, u64 size, u64 alig
 	void *vaddr, *page;
 	char name[64];
 
-	/* What has been mapped before must not happen to leave a good place. */
-	page = mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/*
+	 * The first place that mmap() finds must not happen to be good already,
+	 * so take the last page of it.
+	 */
+	page = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	VFIO_ASSERT_NE(page, MAP_FAILED);
+	dmabuf_unmap(page, size - PAGE);
+	page += size - PAGE;
 	vaddr = map_anywhere(fd, offset, size);
 	snprintf(name, sizeof(name), "%s touch of %s after mmap(NULL)", kind, what);
 	report(name, touch(vaddr, size, PAGE), what);
