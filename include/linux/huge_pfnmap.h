@@ -14,10 +14,10 @@ struct file;
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
 /**
  * huge_pfnmap_get_unmapped_area - choose the address of a mapping of PFNs
- * @filp: the file to be mapped
+ * @file: the file to be mapped
  * @addr: the address that the user asks for, or 0
  * @len: the length of the mapping in bytes
- * @pgoff: the offset in @filp in pages
+ * @pgoff: the offset in @file in pages
  * @flags: the flags of mmap()
  *
  * For file_operations.get_unmapped_area of files whose offsets are congruent
@@ -31,7 +31,7 @@ struct file;
  * Context: mmap_lock held for write.
  * Return: the address, or a negative errno.
  */
-unsigned long huge_pfnmap_get_unmapped_area(struct file *filp,
+unsigned long huge_pfnmap_get_unmapped_area(struct file *file,
 					    unsigned long addr,
 					    unsigned long len,
 					    unsigned long pgoff,
@@ -39,10 +39,10 @@ unsigned long huge_pfnmap_get_unmapped_area(struct file *filp,
 
 /**
  * huge_pfnmap_get_unmapped_area_phys - the same by the physical address
- * @filp: the file to be mapped
+ * @file: the file to be mapped
  * @addr: the address that the user asks for, or 0
  * @len: the length of the mapping in bytes
- * @pgoff: the offset in @filp in pages
+ * @pgoff: the offset in @file in pages
  * @flags: the flags of mmap()
  * @phys: what the address is to be congruent with
  *
@@ -51,7 +51,7 @@ unsigned long huge_pfnmap_get_unmapped_area(struct file *filp,
  * Context: mmap_lock held for write.
  * Return: the address, or a negative errno.
  */
-unsigned long huge_pfnmap_get_unmapped_area_phys(struct file *filp,
+unsigned long huge_pfnmap_get_unmapped_area_phys(struct file *file,
 						 unsigned long addr,
 						 unsigned long len,
 						 unsigned long pgoff,
@@ -61,12 +61,12 @@ unsigned long huge_pfnmap_get_unmapped_area_phys(struct file *filp,
 #define huge_pfnmap_get_unmapped_area NULL
 
 static inline unsigned long
-huge_pfnmap_get_unmapped_area_phys(struct file *filp, unsigned long addr,
+huge_pfnmap_get_unmapped_area_phys(struct file *file, unsigned long addr,
 				   unsigned long len, unsigned long pgoff,
 				   unsigned long flags, phys_addr_t phys)
 {
 #ifdef CONFIG_MMU
-	return mm_get_unmapped_area(filp, addr, len, pgoff, flags);
+	return mm_get_unmapped_area(file, addr, len, pgoff, flags);
 #else
 	return -ENODEV;
 #endif
