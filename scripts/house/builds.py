@@ -37,6 +37,8 @@ QEMU_CONFIGURE = [
     "--target-list=x86_64-softmmu", "--without-default-features",
     "--enable-tcg", "--enable-fdt=system", "--disable-install-blobs",
     "--disable-docs", "--python=/usr/bin/python3",
+    # a third of what it takes to compile, and nobody debugs QEMU here
+    "--disable-debug-info",
     # Debian's source has no firmware, its packages seabios, qemu-system-data do
     "--firmwarepath=/usr/share/seabios:/usr/share/qemu"]
 
