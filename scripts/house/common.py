@@ -298,6 +298,11 @@ class Beside:
         self.log, self.done = log, done
         self.child.signals()
 
+    def look(self):
+        """Do not wait, but be done with it if it has ended."""
+        if self.child and self.child.poll() is not None:
+            self.finish()
+
     def finish(self):
         """Wait for what runs."""
         if self.child:

@@ -106,6 +106,18 @@ class ChildrenTest(unittest.TestCase):
                 self.assertEqual(len(seen), number)
         self.assertEqual(seen, [(0, "0\n"), (1, "1\n"), (2, "2\n")])
 
+    def test_look_at_one_beside(self):
+        go, seen = self.dir / "go", []
+        with Beside() as beside:
+            beside.start(["sh", "-c", f"until [ -e {go} ]; do :; done; exit 5"],
+                         self.dir / "log", lambda *result: seen.append(result))
+            beside.look()
+            self.assertEqual(seen, [])
+            go.touch()
+            while not seen:
+                beside.look()
+            self.assertEqual(seen, [(5, "")])
+
     def test_beside_an_error(self):
         seen = []
         with self.assertRaises(Failure), Beside() as beside:
