@@ -343,9 +343,15 @@ def qemu_objects(tree, commit, log):
     return objects
 
 
+# Two functions of one device: a bus reset is for both
+PAIR = ("--device", "edu-plus,bus=rp3,addr=0.0,multifunction=on",
+        "--device", "edu-plus,bus=rp3,addr=0.1")
 # One more edu-plus, the last one, whose BAR is large enough to be mapped by
 # pages of 1 GiB
-LARGE = ("--device", "edu-plus,bus=rp3,ram-size=4G")
+LARGE = ("--device", "edu-plus,bus=rp4,ram-size=4G")
+MORE = (*PAIR, *LARGE)
+# One that has no driver in libvfio, and no interrupt
+BOCHS = ("--device", "bochs-display,bus=rp5")
 
 
 def vm_command(qemu_place, kernel_place, initrd):
