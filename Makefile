@@ -5,13 +5,16 @@
 #            VFIO_DMABUF_CACHE=  downloads and finished builds
 #                                (~/.cache/vfio-dmabuf)
 #            JOBS=          compile jobs (all processors)
+#            FROM=, SIGNOFF=, TRAILER=  the sender of the series, and what he adds
 
 MAKEFLAGS += --no-print-directory
 export LINUX QEMU BUILD JOBS VFIO_DMABUF_CACHE
 # What a user says reaches the shell as it is, with blanks, quotes and dollars
 override TEST := $(value TEST)
 override TREE := $(value TREE)
-export TEST TREE
+override FROM := $(value FROM)
+override TRAILER := $(value TRAILER)
+export TEST TREE FROM TRAILER
 
 .PHONY: help
 help: ## list the targets
@@ -55,8 +58,10 @@ export: ## bring build/linux back to patches/ and the whole files [GROWS=path]
 	@scripts/export linux $(if $(GROWS),--grows $(GROWS))
 
 .PHONY: series
-series: deps ## build/series: the mails for the list, with cover letter [V=n]
-	@scripts/series $(if $(V),--version $(V))
+series: deps ## the mails for the list [V=n] [FROM="Name <mail>" [SIGNOFF=1]]
+	@scripts/series $(if $(V),--version $(V)) \
+		$${FROM:+--from "$$FROM"} $(if $(SIGNOFF),--signoff) \
+		$${TRAILER:+--trailer "$$TRAILER"}
 
 .PHONY: qemu-tree
 qemu-tree: deps ## build/qemu: the same for QEMU and edu-plus
