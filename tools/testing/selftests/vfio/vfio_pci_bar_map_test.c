@@ -10,8 +10,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
 #include <unistd.h>
 
 #include <sys/eventfd.h>
@@ -1091,57 +1089,39 @@ TEST_F(vfio_pci_bar_map_one_mode, access_during_reset)
 	for (round = 0; round < 10; round++) {
 		vfio_pci_device_reset(s->device);
 		for (i = 0; i < nr_readers; i++)
-			mmio_reader_wait(&readers[i]);
+			repeater_wait(&readers[i].repeater);
 	}
 
 	for (i = 0; i < nr_readers; i++) {
-		mmio_reader_stop(&readers[i]);
-		EXPECT_EQ(0, readers[i].nr_failed);
-		nr_reads += readers[i].nr_reads;
+		repeater_stop(&readers[i].repeater);
+		EXPECT_EQ(0, readers[i].repeater.nr_failed);
+		nr_reads += readers[i].repeater.nr_rounds;
 	}
 
 	printf("%lu reads during %d resets\n", nr_reads, round);
 }
 
-/* Reads a BAR by the device fd until it is stopped. */
-struct region_reader {
-	pthread_t thread;
+/* What a BAR begins with, to be read by the device fd. */
+struct region_value {
 	int fd;
 	off_t offset;
 	u32 expected;
-	bool stop;
-	u64 nr_reads;
-	u64 nr_failed;
 };
 
-static void *region_reader_run(void *arg)
+static bool region_value_is_read(void *arg)
 {
-	struct region_reader *reader = arg;
+	struct region_value *region = arg;
 	u32 value;
 
-	while (!READ_ONCE(reader->stop)) {
-		if (pread(reader->fd, &value, sizeof(value), reader->offset) != sizeof(value) ||
-		    value != reader->expected)
-			reader->nr_failed++;
-		WRITE_ONCE(reader->nr_reads, reader->nr_reads + 1);
-	}
-
-	return NULL;
-}
-
-static void region_reader_wait(struct region_reader *reader)
-{
-	u64 before = READ_ONCE(reader->nr_reads);
-
-	while (READ_ONCE(reader->nr_reads) == before)
-		sched_yield();
+	return pread(region->fd, &value, sizeof(value), region->offset) == sizeof(value) &&
+	       value == region->expected;
 }
 
 /*
  * Find a BAR that does not begin with what a device reads as that does not respond,
  * and begins alike after a reset.
  */
-static bool region_reader_init(struct region_reader *reader, struct setup *s)
+static bool region_value_init(struct region_value *region, struct setup *s)
 {
 	u32 before[PCI_STD_NUM_BARS], after;
 	int i;
@@ -1158,9 +1138,9 @@ static bool region_reader_init(struct region_reader *reader, struct setup *s)
 		if (!after || after == ~0U || after != before[i])
 			continue;
 
-		reader->fd = s->device->fd;
-		reader->offset = s->device->bars[i].info.offset;
-		reader->expected = after;
+		region->fd = s->device->fd;
+		region->offset = s->device->bars[i].info.offset;
+		region->expected = after;
 		return true;
 	}
 
@@ -1170,25 +1150,25 @@ static bool region_reader_init(struct region_reader *reader, struct setup *s)
 /* So does a read of the region. */
 TEST_F(vfio_pci_bar_map_one_mode, read_during_reset)
 {
-	struct region_reader reader = {};
 	struct setup *s = &self->s;
+	struct region_value region;
+	struct repeater reader;
 	int round;
 
 	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
 		SKIP(return, "Device does not support reset");
-	if (!region_reader_init(&reader, s))
+	if (!region_value_init(&region, s))
 		SKIP(return, "No BAR tells whether the device responds");
 
-	ASSERT_EQ(0, pthread_create(&reader.thread, NULL, region_reader_run, &reader));
+	repeater_start(&reader, region_value_is_read, &region);
 	for (round = 0; round < 10; round++) {
-		region_reader_wait(&reader);
+		repeater_wait(&reader);
 		vfio_pci_device_reset(s->device);
 	}
 
-	WRITE_ONCE(reader.stop, true);
-	ASSERT_EQ(0, pthread_join(reader.thread, NULL));
+	repeater_stop(&reader);
 	EXPECT_EQ(0, reader.nr_failed);
-	printf("%lu reads during %d resets\n", reader.nr_reads, round);
+	printf("%lu reads during %d resets\n", reader.nr_rounds, round);
 }
 
 TEST_F(vfio_pci_bar_map_test, d3hot)

@@ -9,8 +9,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <pthread.h>
-#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -1103,50 +1101,35 @@ TEST_F(vfio_pci_dmabuf_map, access_during_reset)
 	for (round = 0; round < 10; round++) {
 		vfio_pci_device_reset(s->device);
 		for (i = 0; i < ARRAY_SIZE(readers); i++)
-			mmio_reader_wait(&readers[i]);
+			repeater_wait(&readers[i].repeater);
 	}
 
 	for (i = 0; i < ARRAY_SIZE(readers); i++) {
-		mmio_reader_stop(&readers[i]);
-		EXPECT_EQ(0, readers[i].nr_failed);
+		repeater_stop(&readers[i].repeater);
+		EXPECT_EQ(0, readers[i].repeater.nr_failed);
 		munmap(vaddrs[i], lseek(fds[i], 0, SEEK_END));
 		ASSERT_EQ(0, close(fds[i]));
 	}
 }
 
-/* Somebody who maps, touches and unmaps all the time. */
+/* What somebody maps, touches and unmaps all the time. */
 struct storm {
-	pthread_t thread;
+	struct repeater repeater;
 	int fd;
 	u64 offset;
 	u64 size;
-	bool stop;
-	u64 nr_rounds;
-	u64 nr_failed;
 };
 
-static void *storm_run(void *arg)
+static bool storm_once(void *arg)
 {
 	struct storm *storm = arg;
 	void *vaddr;
+	int r;
 
-	while (!READ_ONCE(storm->stop)) {
-		vaddr = dmabuf_map(storm->fd, storm->offset, storm->size);
-		if (access_result(vaddr))
-			storm->nr_failed++;
-		dmabuf_unmap(vaddr, storm->size);
-		WRITE_ONCE(storm->nr_rounds, storm->nr_rounds + 1);
-	}
-
-	return NULL;
-}
-
-static void storm_wait(struct storm *storm)
-{
-	u64 before = READ_ONCE(storm->nr_rounds);
-
-	while (READ_ONCE(storm->nr_rounds) == before)
-		sched_yield();
+	vaddr = dmabuf_map(storm->fd, storm->offset, storm->size);
+	r = access_result(vaddr);
+	dmabuf_unmap(vaddr, storm->size);
+	return !r;
 }
 
 /* Page faults, be they of a subordinate, do not stand in the way of a reset. */
@@ -1168,8 +1151,8 @@ TEST_F(vfio_pci_dmabuf_map, hot_reset_in_a_storm)
 	ASSERT_EQ(0, r);
 
 	for (i = 0; i < ARRAY_SIZE(storms); i++) {
-		ASSERT_EQ(0, pthread_create(&storms[i].thread, NULL, storm_run, &storms[i]));
-		storm_wait(&storms[i]);
+		repeater_start(&storms[i].repeater, storm_once, &storms[i]);
+		repeater_wait(&storms[i].repeater);
 	}
 
 	/* Some devices take a second for each. */
@@ -1179,13 +1162,12 @@ TEST_F(vfio_pci_dmabuf_map, hot_reset_in_a_storm)
 			TH_LOG("round %d", round);
 		}
 		for (i = 0; i < ARRAY_SIZE(storms); i++)
-			storm_wait(&storms[i]);
+			repeater_wait(&storms[i].repeater);
 	}
 
 	for (i = 0; i < ARRAY_SIZE(storms); i++) {
-		WRITE_ONCE(storms[i].stop, true);
-		ASSERT_EQ(0, pthread_join(storms[i].thread, NULL));
-		EXPECT_EQ(0, storms[i].nr_failed);
+		repeater_stop(&storms[i].repeater);
+		EXPECT_EQ(0, storms[i].repeater.nr_failed);
 	}
 	printf("%d resets\n", round);
 	ASSERT_EQ(0, close(storms[0].fd));
@@ -1237,6 +1219,20 @@ static long translations(void *vaddr, u64 size, u64 page_size)
 	return __page_mapping_count(vaddr, size, page_size);
 }
 
+/* Why no huge pages can be seen here, or NULL. */
+static const char *no_huge_pages(struct setup *s)
+{
+	if (s->size < SZ_8M)
+		return "BAR too small";
+	if (__page_mapping_count(s->bar, SZ_8M, SZ_2M) < 0)
+		return "Cannot look at page tables";
+	if (translations(s->bar, SZ_8M, SZ_2M) +
+	    __page_mapping_count(s->bar, s->size, SZ_1G) == 0)
+		return "The kernel has no huge pages";
+
+	return NULL;
+}
+
 TEST_F(vfio_pci_dmabuf_map, huge_pages)
 {
 	struct setup *s = &self->s;
@@ -1245,16 +1241,13 @@ TEST_F(vfio_pci_dmabuf_map, huge_pages)
 		{ .offset = SZ_1M, .length = SZ_2M },
 		{ .offset = SZ_1M + SZ_2M, .length = SZ_1M },
 	};
+	const char *why;
 	void *vaddr;
 	int fd;
 
-	if (s->size < SZ_8M)
-		SKIP(return, "BAR too small (size=0x%lx)", s->size);
-	if (__page_mapping_count(s->bar, SZ_8M, SZ_2M) < 0)
-		SKIP(return, "Cannot look at page tables");
-	if (translations(s->bar, SZ_8M, SZ_2M) +
-	    __page_mapping_count(s->bar, SZ_8M, SZ_1G) == 0)
-		SKIP(return, "The kernel has no huge pages");
+	why = no_huge_pages(s);
+	if (why)
+		SKIP(return, "%s", why);
 
 	/* All of it. */
 	fd = export_range(s, 0, SZ_8M);
@@ -1306,16 +1299,13 @@ TEST_F(vfio_pci_dmabuf_map, huge_pages_unaided)
 		{ .offset = SZ_2M + SZ_1M, .length = SZ_4M },
 		{ .offset = SZ_2M, .length = s->page_size },
 	};
+	const char *why;
 	void *vaddr;
 	int fd;
 
-	if (s->size < SZ_8M)
-		SKIP(return, "BAR too small (size=0x%lx)", s->size);
-	if (__page_mapping_count(s->bar, SZ_8M, SZ_2M) < 0)
-		SKIP(return, "Cannot look at page tables");
-	if (translations(s->bar, SZ_8M, SZ_2M) +
-	    __page_mapping_count(s->bar, s->size, SZ_1G) == 0)
-		SKIP(return, "The kernel has no huge pages");
+	why = no_huge_pages(s);
+	if (why)
+		SKIP(return, "%s", why);
 
 	/* The offset in the DMABUF says nothing about the physical address. */
 	fd = export_range(s, SZ_1M, SZ_4M);
@@ -1918,42 +1908,20 @@ TEST_F(vfio_pci_dmabuf_revoke, unmaps)
 	ASSERT_EQ(0, close(fd));
 }
 
-/* Somebody who must never see what was written after he was shut out. */
-struct watcher {
-	pthread_t thread;
-	const void *vaddr;
-	u32 secret;
-	bool stop;
-	u64 nr_reads;
-	u64 nr_seen;
-};
+/* What is written after somebody was shut out, and must not be seen by him. */
+#define SECRET	0x5ec4e7
 
-static void *watcher_run(void *arg)
+static bool secret_is_kept(void *vaddr)
 {
-	struct watcher *watcher = arg;
 	u32 value;
 
-	while (!READ_ONCE(watcher->stop)) {
-		if (!__mmio_read32(watcher->vaddr, &value))
-			watcher->nr_seen += value == watcher->secret;
-		WRITE_ONCE(watcher->nr_reads, watcher->nr_reads + 1);
-	}
-
-	return NULL;
-}
-
-static void watcher_wait(struct watcher *watcher)
-{
-	u64 before = READ_ONCE(watcher->nr_reads);
-
-	while (READ_ONCE(watcher->nr_reads) < before + 2)
-		sched_yield();
+	return __mmio_read32(vaddr, &value) || value != SECRET;
 }
 
 TEST_F(vfio_pci_dmabuf_revoke, secret)
 {
 	struct setup *s = &self->s;
-	struct watcher watchers[2];
+	struct repeater watchers[2];
 	int fd, round, i;
 	void *vaddr;
 
@@ -1965,20 +1933,17 @@ TEST_F(vfio_pci_dmabuf_revoke, secret)
 		fd = export_range(s, 0, s->page_size);
 		vaddr = dmabuf_map(fd, 0, s->page_size);
 		for (i = 0; i < ARRAY_SIZE(watchers); i++) {
-			watchers[i] = (struct watcher) { .vaddr = vaddr, .secret = 0x5ec4e7 };
-			ASSERT_EQ(0, pthread_create(&watchers[i].thread, NULL, watcher_run,
-						    &watchers[i]));
-			watcher_wait(&watchers[i]);
+			repeater_start(&watchers[i], secret_is_kept, vaddr);
+			repeater_wait(&watchers[i]);
 		}
 
 		ASSERT_EQ(0, variant->revoke(s->device, fd));
-		mmio_write32(s->bar, 0x5ec4e7);
+		mmio_write32(s->bar, SECRET);
 
 		for (i = 0; i < ARRAY_SIZE(watchers); i++) {
-			watcher_wait(&watchers[i]);
-			WRITE_ONCE(watchers[i].stop, true);
-			ASSERT_EQ(0, pthread_join(watchers[i].thread, NULL));
-			EXPECT_EQ(0, watchers[i].nr_seen);
+			repeater_wait(&watchers[i]);
+			repeater_stop(&watchers[i]);
+			EXPECT_EQ(0, watchers[i].nr_failed);
 		}
 		dmabuf_unmap(vaddr, s->page_size);
 		ASSERT_EQ(0, close(fd));

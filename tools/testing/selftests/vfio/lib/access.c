@@ -89,44 +89,58 @@ int __mmio_write32(void *addr, u32 value)
 	return mmio_try32(addr, &value, true);
 }
 
-static void *mmio_reader_run(void *arg)
+static void *repeater_run(void *arg)
 {
-	struct mmio_reader *reader = arg;
-	long page_size = getpagesize();
-	u64 offset = 0;
-	u32 value;
+	struct repeater *repeater = arg;
 
-	while (!READ_ONCE(reader->stop)) {
-		if (__mmio_read32(reader->addr + offset, &value))
-			reader->nr_failed++;
-		WRITE_ONCE(reader->nr_reads, reader->nr_reads + 1);
-
-		offset += page_size;
-		if (offset >= reader->size)
-			offset = 0;
+	while (!READ_ONCE(repeater->stop)) {
+		if (!repeater->once(repeater->arg))
+			repeater->nr_failed++;
+		WRITE_ONCE(repeater->nr_rounds, repeater->nr_rounds + 1);
 	}
 
 	return NULL;
 }
 
-void mmio_reader_start(struct mmio_reader *reader, const void *addr, u64 size)
+void repeater_start(struct repeater *repeater, bool (*once)(void *arg), void *arg)
 {
-	*reader = (struct mmio_reader) { .addr = addr, .size = size };
-	VFIO_ASSERT_EQ(pthread_create(&reader->thread, NULL, mmio_reader_run, reader), 0);
+	*repeater = (struct repeater) { .once = once, .arg = arg };
+	VFIO_ASSERT_EQ(pthread_create(&repeater->thread, NULL, repeater_run, repeater), 0);
 }
 
-void mmio_reader_wait(struct mmio_reader *reader)
+void repeater_wait(struct repeater *repeater)
 {
-	u64 before = READ_ONCE(reader->nr_reads);
+	/* The round that is under way may have begun before. */
+	u64 enough = READ_ONCE(repeater->nr_rounds) + 2;
 
-	while (READ_ONCE(reader->nr_reads) == before)
+	while (READ_ONCE(repeater->nr_rounds) < enough)
 		sched_yield();
 }
 
-void mmio_reader_stop(struct mmio_reader *reader)
+void repeater_stop(struct repeater *repeater)
 {
-	WRITE_ONCE(reader->stop, true);
-	VFIO_ASSERT_EQ(pthread_join(reader->thread, NULL), 0);
+	WRITE_ONCE(repeater->stop, true);
+	VFIO_ASSERT_EQ(pthread_join(repeater->thread, NULL), 0);
+}
+
+static bool mmio_reader_once(void *arg)
+{
+	struct mmio_reader *reader = arg;
+	u32 value;
+	int r;
+
+	r = __mmio_read32(reader->addr + reader->offset, &value);
+	reader->offset += getpagesize();
+	if (reader->offset >= reader->size)
+		reader->offset = 0;
+
+	return !r;
+}
+
+void mmio_reader_start(struct mmio_reader *reader, const void *addr, u64 size)
+{
+	*reader = (struct mmio_reader) { .addr = addr, .size = size };
+	repeater_start(&reader->repeater, mmio_reader_once, reader);
 }
 
 bool vfio_pci_is_suspended(struct vfio_pci_device *device)

@@ -53,14 +53,35 @@ static inline void mmio_write32(void *addr, u32 value)
 	VFIO_ASSERT_EQ(__mmio_write32(addr, value), 0, "No write access to %p\n", addr);
 }
 
-/* A thread that keeps reading, from one page after the other. */
-struct mmio_reader {
+/* A thread that does the same thing over and over, until it is stopped. */
+struct repeater {
 	pthread_t thread;
+	bool (*once)(void *arg);
+	void *arg;
+	bool stop;
+	u64 nr_rounds;
+	u64 nr_failed;
+};
+
+/**
+ * repeater_start() - Start a thread that calls a function until it is stopped.
+ * @once: The function. It returns whether the round went as it should.
+ * @arg: Passed to it. The thread's until repeater_stop().
+ */
+void repeater_start(struct repeater *repeater, bool (*once)(void *arg), void *arg);
+
+/* Wait for the end of a round that began after this call did. */
+void repeater_wait(struct repeater *repeater);
+
+/* Stop it. The counts of its rounds, and of those that failed, are final then. */
+void repeater_stop(struct repeater *repeater);
+
+/* One that reads from one page after the other. */
+struct mmio_reader {
+	struct repeater repeater;
 	const void *addr;
 	u64 size;
-	bool stop;
-	u64 nr_reads;
-	u64 nr_failed;
+	u64 offset;
 };
 
 /**
@@ -69,12 +90,6 @@ struct mmio_reader {
  * @size: In bytes
  */
 void mmio_reader_start(struct mmio_reader *reader, const void *addr, u64 size);
-
-/* Wait until the thread has tried at least once more. */
-void mmio_reader_wait(struct mmio_reader *reader);
-
-/* Stop it. The counts of its reads, and of those that failed, are final then. */
-void mmio_reader_stop(struct mmio_reader *reader);
 
 /*
  * Whether a device sleeps. Any call of its driver would wake it up, therefore
