@@ -16,7 +16,8 @@
 /**
  * vfio_pci_merge_ranges - Join ranges that are physically adjacent
  * @phys_vec: Ranges in the order of the buffer
- * @nr_ranges: Number of them
+ * @range_start: Filled with the offset in the buffer at which each range starts
+ * @nr_ranges: Number of them, at least one
  *
  * Every two ranges that follow each other both in the buffer and in physical
  * memory become one, in place.  A huge page can then span them.  The caller has
@@ -24,41 +25,31 @@
  *
  * Return: The number of ranges that are left.
  */
-u32 vfio_pci_merge_ranges(struct phys_vec *phys_vec, u32 nr_ranges)
+u32 vfio_pci_merge_ranges(struct phys_vec *phys_vec, u64 *range_start,
+			  u32 nr_ranges)
 {
+	phys_addr_t end = phys_vec[0].paddr + phys_vec[0].len;
+	u64 offset = phys_vec[0].len;
 	u32 last = 0;
 	u32 i;
 
+	range_start[0] = 0;
 	for (i = 1; i < nr_ranges; i++) {
-		if (phys_vec[last].paddr + phys_vec[last].len ==
-		    phys_vec[i].paddr)
-			phys_vec[last].len += phys_vec[i].len;
-		else
-			phys_vec[++last] = phys_vec[i];
+		struct phys_vec range = phys_vec[i];
+
+		if (range.paddr == end) {
+			phys_vec[last].len += range.len;
+		} else {
+			phys_vec[++last] = range;
+			range_start[last] = offset;
+		}
+		end = range.paddr + range.len;
+		offset += range.len;
 	}
 
 	return last + 1;
 }
 EXPORT_SYMBOL_IF_KUNIT(vfio_pci_merge_ranges);
-
-/**
- * vfio_pci_index_ranges - Note where in the buffer each range starts
- * @phys_vec: Ranges in the order of the buffer
- * @range_start: Filled with one offset for each range
- * @nr_ranges: Number of ranges
- */
-void vfio_pci_index_ranges(const struct phys_vec *phys_vec, u64 *range_start,
-			   u32 nr_ranges)
-{
-	u64 offset = 0;
-	u32 i;
-
-	for (i = 0; i < nr_ranges; i++) {
-		range_start[i] = offset;
-		offset += phys_vec[i].len;
-	}
-}
-EXPORT_SYMBOL_IF_KUNIT(vfio_pci_index_ranges);
 
 /**
  * vfio_pci_find_pfn - Look up the PFN of a page of a buffer

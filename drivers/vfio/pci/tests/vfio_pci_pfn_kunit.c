@@ -80,8 +80,8 @@ static void append_ranges(struct buffer *buf, const struct pfn_range *ranges)
 /* What is done to the ranges when a DMABUF is made */
 static void finish_buffer(struct buffer *buf)
 {
-	buf->nr_ranges = vfio_pci_merge_ranges(buf->phys_vec, buf->nr_ranges);
-	vfio_pci_index_ranges(buf->phys_vec, buf->range_start, buf->nr_ranges);
+	buf->nr_ranges = vfio_pci_merge_ranges(buf->phys_vec, buf->range_start,
+					       buf->nr_ranges);
 }
 
 static int find(const struct buffer *buf, u64 offset, unsigned int order,
@@ -194,7 +194,7 @@ static void vfio_pci_merge_ranges_table(struct kunit *test)
 }
 
 /* The sum may be wider than the length of a range */
-static void vfio_pci_index_ranges_wide(struct kunit *test)
+static void vfio_pci_merge_ranges_wide(struct kunit *test)
 {
 	struct buffer buf;
 	u32 i;
@@ -750,7 +750,7 @@ static void vfio_pci_find_pfn_random(struct kunit *test)
 static struct kunit_case vfio_pci_pfn_cases[] = {
 	KUNIT_CASE_PARAM(vfio_pci_merge_ranges_table, merge_gen_params),
 	KUNIT_CASE_PARAM(vfio_pci_merge_ranges_of_many, count_gen_params),
-	KUNIT_CASE(vfio_pci_index_ranges_wide),
+	KUNIT_CASE(vfio_pci_merge_ranges_wide),
 	KUNIT_CASE_PARAM(vfio_pci_find_pfn_table, find_gen_params),
 	KUNIT_CASE_PARAM(vfio_pci_find_pfn_of_many, count_gen_params),
 	KUNIT_CASE(vfio_pci_find_pfn_random),
