@@ -29,6 +29,7 @@ ARCHES = {  # name -> (ARCH of kbuild, cross compiler, image)
 FLAVOURS = {
     "x86_64": ("x86_64", ("base", "x86_64")),
     "debug": ("x86_64", ("base", "x86_64", "debug")),
+    "faults": ("x86_64", ("base", "x86_64", "fault-injection")),
     "nop2pdma": ("x86_64", ("base", "x86_64", "nop2pdma")),
     "i386": ("i386", ("base", "i386")),
     "arm64": ("arm64", ("base", "arm64")),
