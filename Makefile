@@ -34,7 +34,7 @@ check: deps ## the test command: everything that CI runs, one table at the end
 
 .PHONY: check-all
 check-all: deps ## what make check leaves out: other kernels, another device
-	@scripts/check --only nop2pdma bochs debug
+	@scripts/check --only nop2pdma bochs faults debug
 
 .PHONY: bisect
 bisect: ## each commit x configuration x test, resumable (hours)
