@@ -60,7 +60,7 @@ export: ## bring build/linux back to patches/ and the whole files [GROWS=path]
 .PHONY: series
 series: deps ## the mails for the list [V=n] [FROM="Name <mail>" [SIGNOFF=1]]
 	@scripts/series $(if $(V),--version $(V)) \
-		$${FROM:+--from "$$FROM"} $(if $(SIGNOFF),--signoff) \
+		$${FROM:+--from "$$FROM"} $(if $(filter 1,$(SIGNOFF)),--signoff) \
 		$${TRAILER:+--trailer "$$TRAILER"}
 
 .PHONY: qemu-tree
