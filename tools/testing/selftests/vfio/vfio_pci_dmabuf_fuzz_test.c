@@ -38,6 +38,9 @@
 #define NR_MAPS		24
 #define MAX_RANGES	6
 
+/* Of a sequence, if nobody asks for more. */
+#define NR_CALLS	5000
+
 /* How many mappings are looked at every so often, on top of random ones. */
 #define AUDIT_PERIOD	64
 #define AUDIT_MAPS	8
@@ -446,13 +449,13 @@ static void do_garbage(struct fuzz *f)
 {
 	static const u32 features[] = { FEATURE_DMA_BUF, FEATURE_REVOKE, FEATURE_MEMATTR };
 	u32 feature = features[random_below(f, ARRAY_SIZE(features))];
-	u64 args[4];
+	u32 args[8];
 	int i, r;
 
 	for (i = 0; i < ARRAY_SIZE(args); i++)
-		args[i] = random_below(f, ULONG_MAX);
+		args[i] = random_below(f, 1ULL << 32);
 	/* The fd, or the region index. */
-	*(s32 *)args = INT_MAX - random_below(f, 1 << 20);
+	args[0] = INT_MAX - random_below(f, 1 << 20);
 
 	r = vfio_device_feature_ioctl(f->device->fd, feature, args,
 				      random_below(f, sizeof(args) + 1));
@@ -462,9 +465,13 @@ static void do_garbage(struct fuzz *f)
 static void do_device(struct fuzz *f)
 {
 	u16 command;
+	int r;
 
-	if (one_in(f, 32)) {
-		expect(f, __vfio_pci_device_reset(f->device), 0, "reset\n");
+	if (one_in(f, 32) && f->device->info.flags & VFIO_DEVICE_FLAGS_RESET) {
+		r = __vfio_pci_device_reset(f->device);
+		/* Somebody else may be at it in sysfs. */
+		if (r != -EAGAIN)
+			expect(f, r, 0, "reset\n");
 		return;
 	}
 
@@ -555,7 +562,8 @@ FIXTURE_SETUP(vfio_pci_dmabuf_fuzz)
 		SKIP(return, "The device has no BAR with RAM");
 	if (!vfio_pci_has_feature(f->device, FEATURE_DMA_BUF) ||
 	    !vfio_pci_has_feature(f->device, FEATURE_REVOKE) ||
-	    !vfio_pci_has_feature(f->device, FEATURE_MEMATTR))
+	    !vfio_pci_has_feature(f->device, FEATURE_MEMATTR) ||
+	    !vfio_pci_has_dmabuf_mmap(f->device, f->index))
 		SKIP(return, "The kernel has no DMABUFs of BARs that can be revoked");
 
 	f->page_size = getpagesize();
@@ -572,7 +580,7 @@ FIXTURE_SETUP(vfio_pci_dmabuf_fuzz)
 		f->buffers[i].fd = -1;
 
 	f->seed = number_from_env("VFIO_SELFTESTS_SEED", variant->seed);
-	f->nr_calls = number_from_env("VFIO_SELFTESTS_CALLS", 5000);
+	f->nr_calls = number_from_env("VFIO_SELFTESTS_CALLS", NR_CALLS);
 	/* It must not be 0. */
 	f->random = f->seed * 2 + 1;
 }
@@ -602,9 +610,11 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_fuzz, sequence, 24 * 60 * 60)
 	printf("%lu calls, %lu refused, %lu accesses with SIGBUS\n", f->nr_done,
 	       f->nr_refused, f->nr_sigbus);
 
-	/* It has done all of that, and nothing of it is left. */
-	EXPECT_LT(0, f->nr_refused);
-	EXPECT_LT(0, f->nr_sigbus);
+	/* It has done all of that, if it was let, and nothing of it is left. */
+	if (f->nr_calls >= NR_CALLS) {
+		EXPECT_LT(0, f->nr_refused);
+		EXPECT_LT(0, f->nr_sigbus);
+	}
 	for (i = 0; i < NR_MAPS; i++) {
 		if (f->maps[i].vaddr)
 			dmabuf_unmap(f->maps[i].vaddr, f->maps[i].size);
