@@ -65,6 +65,8 @@ struct map {
 	struct buffer *buffer;
 	u64 offset;
 	int prot;
+	/* The page that was accessed last, which may be in the page tables. */
+	u64 last;
 };
 
 struct fuzz {
@@ -168,11 +170,14 @@ static u64 map_to_bar(struct map *map, u64 offset)
 	return map->buffer->ranges[i].offset + offset;
 }
 
-static void access_page(struct fuzz *f, struct map *map, u64 offset, bool write)
+/* A page of a mapping: any, or the one before once more. */
+static void access_map(struct fuzz *f, struct map *map, bool write)
 {
+	u64 offset = one_in(f, 2) ? map->last : random_pages(f, map->size);
 	u32 value, there = TAG + map_to_bar(map, offset) / f->page_size;
 	int expected = 0, r;
 
+	map->last = offset;
 	if (write && !(map->prot & PROT_WRITE))
 		expected = -EACCES;
 	else if (!f->memory || (map->buffer && map->buffer->dead))
@@ -191,7 +196,7 @@ static void do_access(struct fuzz *f)
 	struct map *map = random_map(f);
 
 	if (map)
-		access_page(f, map, random_pages(f, map->size), one_in(f, 3));
+		access_map(f, map, one_in(f, 3));
 }
 
 /* Spoil one thing about an export. Returns what has to come out. */
@@ -357,9 +362,11 @@ static void do_unmap(struct fuzz *f)
 		map->vaddr += cut;
 		map->offset += cut;
 		map->size -= cut;
+		map->last -= min_t(u64, map->last, cut);
 	} else {
 		dmabuf_unmap(map->vaddr + cut, map->size - cut);
 		map->size = cut;
+		map->last = min_t(u64, map->last, cut - f->page_size);
 	}
 }
 
@@ -487,7 +494,7 @@ static void audit(struct fuzz *f, int nr)
 	while (nr--) {
 		map = random_map(f);
 		if (map)
-			access_page(f, map, random_pages(f, map->size), false);
+			access_map(f, map, false);
 	}
 }
 
