@@ -38,10 +38,13 @@ QEMU_CONFIGURE = [
     "--target-list=x86_64-softmmu", "--without-default-features",
     "--enable-tcg", "--enable-fdt=system", "--disable-install-blobs",
     "--disable-docs", "--python=/usr/bin/python3",
+    # configs/qemu.mak, see there
+    "--without-default-devices", "--with-devices-x86_64=vfio-dmabuf",
     # a third of what it takes to compile, and nobody debugs QEMU here
     "--disable-debug-info",
     # Debian's source has no firmware, its packages seabios, qemu-system-data do
     "--firmwarepath=/usr/share/seabios:/usr/share/qemu"]
+QEMU_DEVICES = ROOT / "configs/qemu.mak"
 
 
 def jobs():
@@ -307,8 +310,12 @@ def initramfs(programs):
     return out
 
 
+def qemu_options():
+    return digest(*QEMU_CONFIGURE, QEMU_DEVICES)
+
+
 def qemu_key(tree, commit):
-    return digest(tree_hash(tree, commit), compiler(), *QEMU_CONFIGURE)[:24]
+    return digest(tree_hash(tree, commit), compiler(), qemu_options())[:24]
 
 
 def qemu(log):
@@ -322,19 +329,20 @@ def qemu(log):
     return place
 
 
-def qemu_objects(tree, commit, log):
-    """Have QEMU and its qtests built in the object directory."""
+def qemu_objects(tree, commit, log, *more):
+    """Have QEMU, and what MORE names, built in the object directory."""
     with work("qemu"), Objects("qemu") as objects:
         check_out(tree, commit)
-        wanted = digest(*QEMU_CONFIGURE)
+        shutil.copy2(QEMU_DEVICES, tree / "configs/devices/x86_64-softmmu/"
+                                          "vfio-dmabuf.mak")
+        wanted = qemu_options()
         stamp = objects / "configured"
         if not stamp.exists() or stamp.read_text() != wanted:
             run_logged([tree / "configure", "--cc=ccache gcc",
                         *QEMU_CONFIGURE], log, cwd=objects, env=build_env())
             stamp.write_text(wanted)
-        run_logged(["ninja", jobs(), "qemu-system-x86_64",
-                    "tests/qtest/edu-test", "tests/qtest/edu-plus-test"],
-                   log, cwd=objects, env=build_env(), progress=count_objects)
+        run_logged(["ninja", jobs(), "qemu-system-x86_64", *more], log,
+                   cwd=objects, env=build_env(), progress=count_objects)
         # run from here, QEMU looks for its firmware below qemu-bundle
         for name in ("seabios", "qemu"):
             link = objects / "qemu-bundle/usr/share" / name
