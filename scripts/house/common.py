@@ -277,46 +277,48 @@ class Child(subprocess.Popen):
 
 
 class Beside:
-    """One command that runs beside us: the VM of what was built last.
+    """Commands that run beside us, MOST at a time: VMs of what was built last.
 
-    All in the main thread. The block waits for the last command; when something
-    else ends the block, a signal too, it ends that command at once.
+    All in the main thread. The block waits for them; when something else ends
+    the block, a signal too, it ends them at once.
     """
 
-    def __init__(self):
-        self.child = None
+    def __init__(self, most=1):
+        self.most = most
+        self.running = []
 
     def __enter__(self):
         return self
 
     def start(self, argv, log, done):
-        """Run ARGV after the one before; then DONE(its status, its output)."""
-        self.finish()
+        """Run ARGV when there is room; then DONE(its status, its output)."""
+        self.finish(self.most - 1)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as out:
-            self.child = Child(argv, stdout=out, stderr=subprocess.STDOUT)
-        self.log, self.done = log, done
-        self.child.signals()
+            child = Child(argv, stdout=out, stderr=subprocess.STDOUT)
+        self.running.append((child, log, done))
+        child.signals()
 
     def look(self):
-        """Do not wait, but be done with it if it has ended."""
-        if self.child and self.child.poll() is not None:
-            self.finish()
+        """Do not wait, but be done with those that have ended."""
+        while self.running and self.running[0][0].poll() is not None:
+            self.finish(len(self.running) - 1)
 
-    def finish(self):
-        """Wait for what runs."""
-        if self.child:
-            status = self.child.wait()
-            self.child = None
-            self.done(status, self.log.read_text(errors="replace"))
+    def finish(self, most=0):
+        """Wait until no more than MOST run, for the oldest first."""
+        while len(self.running) > most:
+            child, log, done = self.running[0]
+            status = child.wait()
+            del self.running[0]
+            done(status, log.read_text(errors="replace"))
 
     def __exit__(self, kind, *_):
         try:
             if kind is None:
                 self.finish()
         finally:
-            if self.child:
-                self.child.end()
+            for child, *_ in self.running:
+                child.end()
 
 
 def run_logged(argv, log, cwd=None, env=None, progress=None):

@@ -106,6 +106,16 @@ class ChildrenTest(unittest.TestCase):
                 self.assertEqual(len(seen), number)
         self.assertEqual(seen, [(0, "0\n"), (1, "1\n"), (2, "2\n")])
 
+    def test_two_beside_another(self):
+        seen = []
+        with Beside(2) as beside:
+            for number in range(4):
+                beside.start(["sh", "-c", f"exit {number}"],
+                             self.dir / f"log{number}",
+                             lambda status, _: seen.append(status))
+                self.assertEqual(seen, list(range(number - 1)))
+        self.assertEqual(seen, [0, 1, 2, 3])
+
     def test_look_at_one_beside(self):
         go, seen = self.dir / "go", []
         with Beside() as beside:
@@ -120,10 +130,12 @@ class ChildrenTest(unittest.TestCase):
 
     def test_beside_an_error(self):
         seen = []
-        with self.assertRaises(Failure), Beside() as beside:
-            beside.start(["sleep", "1000"], self.dir / "log", seen.append)
+        with self.assertRaises(Failure), Beside(2) as beside:
+            for log in self.dir / "log1", self.dir / "log2":
+                beside.start(["sleep", "1000"], log, seen.append)
             raise Failure("no kernel")
-        self.assertFalse(alive(beside.child.pid))
+        for child, *_ in beside.running:
+            self.assertFalse(alive(child.pid))
         self.assertEqual(seen, [])
 
     def test_status(self):
