@@ -400,28 +400,6 @@ FIXTURE_SETUP(vfio_pci_dmabuf_fail_nth)
 		SKIP(return, "The kernel or the device has no %s", variant->op.name);
 }
 
-/*
- * A driver can be unbound once nobody refers to its device any more, so this
- * finds what a failed call has not given back. It would not end, so do it in a
- * child.
- */
-static int rebind(void)
-{
-	char *driver;
-	int status;
-	pid_t pid;
-
-	pid = process_fork();
-	if (!pid) {
-		driver = sysfs_driver_get(device_bdf);
-		sysfs_driver_unbind(device_bdf);
-		sysfs_driver_bind(device_bdf, driver);
-		_exit(0);
-	}
-
-	return __process_wait(pid, &status, 2 * PROMPT_MS) ?: status;
-}
-
 FIXTURE_TEARDOWN(vfio_pci_dmabuf_fail_nth)
 {
 	struct setup *s = &self->s;
@@ -435,7 +413,7 @@ FIXTURE_TEARDOWN(vfio_pci_dmabuf_fail_nth)
 
 	/* Without what a test leaves that has failed. */
 	if (!_metadata->exit_code)
-		EXPECT_EQ(0, rebind());
+		EXPECT_EQ(0, __vfio_pci_rebind(device_bdf));
 }
 
 static void fail_nth_set(struct setup *s, unsigned int nth)

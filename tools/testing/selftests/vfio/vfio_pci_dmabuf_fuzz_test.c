@@ -541,20 +541,6 @@ static void do_call(struct fuzz *f)
 	calls[i].call(f);
 }
 
-static u64 number_from_env(const char *name, u64 otherwise)
-{
-	const char *text = getenv(name);
-	char *end;
-	u64 number;
-
-	if (!text)
-		return otherwise;
-
-	number = strtoul(text, &end, 0);
-	VFIO_ASSERT_TRUE(*text && !*end, "%s: '%s' is no number\n", name, text);
-	return number;
-}
-
 FIXTURE_SETUP(vfio_pci_dmabuf_fuzz)
 {
 	struct fuzz *f = &self->f;

@@ -2520,6 +2520,46 @@ TEST_F(vfio_pci_dmabuf_memattr, revoked)
  * Bad input: every call fails as it should and leaves all as it was
  */
 
+/* Of a call without a DMABUF: -EBADF if there is the feature, else what there is not. */
+static bool lacks(struct vfio_pci_device *device, u32 feature, int result, int export)
+{
+	if (vfio_pci_has_feature(device, feature))
+		return result == -EBADF;
+
+	/* Export is the older one. */
+	return result == -ENOTTY || result == export;
+}
+
+/*
+ * A kernel without DMABUFs, or a driver that exports none, lacks all that is for
+ * them, and gives the same reason for each.
+ */
+TEST(lacks_what_it_says)
+{
+	struct vfio_region_dma_range nothing = {};
+	struct vfio_pci_device *device;
+	struct iommu *iommu;
+	int export, r;
+
+	iommu = iommu_init(default_iommu_mode);
+	device = vfio_pci_device_init(device_bdf, iommu);
+
+	export = __vfio_pci_dmabuf_export(device, 0, O_RDWR, &nothing, 1);
+	if (!vfio_pci_has_feature(device, FEATURE_DMA_BUF))
+		EXPECT_TRUE(export == -ENOTTY || export == -EOPNOTSUPP);
+
+	r = __vfio_pci_dmabuf_revoke(device, -1);
+	EXPECT_TRUE(lacks(device, FEATURE_REVOKE, r, export));
+	if (vfio_pci_has_revoke_ioctl(device))
+		EXPECT_EQ(r, __vfio_pci_dmabuf_revoke_ioctl(device, -1));
+
+	r = __vfio_pci_dmabuf_memattr(device, -1, NC);
+	EXPECT_TRUE(lacks(device, FEATURE_MEMATTR, r, export));
+
+	vfio_pci_device_cleanup(device);
+	iommu_cleanup(iommu);
+}
+
 FIXTURE(vfio_pci_dmabuf_bad_input) {
 	struct setup s;
 	struct state before, after;

@@ -4,6 +4,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -33,6 +34,20 @@ u64 now_ms(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
+}
+
+u64 number_from_env(const char *name, u64 otherwise)
+{
+	const char *text = getenv(name);
+	char *end;
+	u64 number;
+
+	if (!text)
+		return otherwise;
+
+	number = strtoul(text, &end, 0);
+	VFIO_ASSERT_TRUE(*text && !*end, "%s: '%s' is no number\n", name, text);
+	return number;
 }
 
 pid_t process_fork(void)
@@ -77,6 +92,24 @@ int __process_wait(pid_t pid, int *status, int timeout_ms)
 
 	VFIO_ASSERT_EQ(waitpid(pid, status, 0), pid);
 	return 0;
+}
+
+int __vfio_pci_rebind(const char *bdf)
+{
+	char *driver;
+	int status;
+	pid_t pid;
+
+	/* Nobody can wake up who waits for the driver. */
+	pid = process_fork();
+	if (!pid) {
+		driver = sysfs_driver_get(bdf);
+		sysfs_driver_unbind(bdf);
+		sysfs_driver_bind(bdf, driver);
+		_exit(KSFT_PASS);
+	}
+
+	return __process_wait(pid, &status, 2 * PROMPT_MS) ?: status;
 }
 
 static char process_state(pid_t pid)

@@ -24,12 +24,30 @@
 u64 now_ms(void);
 
 /**
+ * number_from_env() - What the environment asks a test for.
+ * @otherwise: If there is no such variable
+ *
+ * It is a failure if the variable is there, but is no number.
+ */
+u64 number_from_env(const char *name, u64 otherwise);
+
+/**
  * process_fork() - fork(), with a child that does not outlive its parent.
  *
  * What a child has inherited, such as the device, is needed by the next test if
  * this one fails.
  */
 pid_t process_fork(void);
+
+/**
+ * __vfio_pci_rebind() - Take a device from its driver, and give it back.
+ *
+ * Nobody may have the device open.
+ *
+ * Return: 0, -ETIMEDOUT if something keeps the driver from letting go of it, or
+ * the status of the child that does it.
+ */
+int __vfio_pci_rebind(const char *bdf);
 
 /* Wait for a child that ends by itself, and return what it gave to _exit(). */
 int process_exit_status(pid_t pid);
