@@ -218,9 +218,14 @@ static void expect_dead_fd(struct race *r, int fd)
 	expect_errno(ENODEV, __dmabuf_map(fd, 0, r->size, PROT_READ, &vaddr));
 }
 
+static int import_fd(struct race *r, int fd)
+{
+	return __iommu_map_dmabuf(r->iommu, fd, 0, r->size, r->iova, RW);
+}
+
 static int import(struct race *r)
 {
-	return __iommu_map_dmabuf(r->iommu, r->fd, 0, r->size, r->iova, RW);
+	return import_fd(r, r->fd);
 }
 
 static void unimport(struct race *r)
@@ -265,6 +270,11 @@ static int read_lent(struct race *r)
 	int i, ret;
 
 	for (i = 0; i < NR_TIMES; i++) {
+		/* What is there before may go, and may come back too early. */
+		ret = read_pages(r, r->vaddr);
+		if (ret)
+			return ret;
+
 		ret = __dmabuf_map(r->fd, 0, r->size, PROT_READ, &vaddr);
 		if (ret)
 			return ret;
@@ -754,6 +764,18 @@ static void back_with_exports(struct race *r, int result)
 	}
 }
 
+/* What comes while the memory is off is no better than what was there before. */
+static void gone_with_exports(struct race *r, int result)
+{
+	int i;
+
+	for (i = 0; i < NR_TIMES; i++)
+		expect_errno(ENODEV, import_fd(r, r->fds[i]));
+
+	memory_on(r);
+	back_with_exports(r, result);
+}
+
 /* An importer has to map it anew. */
 static void back_imported(struct race *r, int result)
 {
@@ -969,6 +991,7 @@ PAIR(bar_read_reset, read_bar, reset, back_again);
 PAIR(bar_read_reset_huge, read_bar, reset, back_again, .huge = true);
 PAIR(export_reset, export_several, reset, back_with_exports);
 PAIR(export_memory_off, export_several, memory_off_and_on, back_with_exports);
+PAIR(export_outage, export_several, memory_off, gone_with_exports);
 PAIR(export_low_power, export_several, low_power_and_back, back_with_exports);
 PAIR(import_reset, import_lent, reset, back_imported, use_other, ERRORS(ENODEV));
 PAIR(import_memory_off, import_lent, memory_off_and_on, back_imported, use_other, ERRORS(ENODEV));
