@@ -1462,6 +1462,127 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* Where no huge page fits: at the last page of 64 KiB. */
+static void *map_small(int fd, u64 offset, u64 size)
+{
+	void *vaddr = mmap_reserve(size, SZ_2M, SZ_64K - SZ_4K);
+
+	VFIO_ASSERT_EQ(mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, offset), vaddr);
+	return vaddr;
+}
+
+/*
+ * A walk is mapped ahead, to a multiple of 64 KiB, and nothing else is. What is
+ * mapped where is told by the page tables, as a touch would map it.
+ */
+TEST_F(vfio_pci_dmabuf_map, mapped_ahead)
+{
+	struct setup *s = &self->s;
+	struct vfio_region_dma_range gap[] = {
+		{ .offset = 0, .length = 4 * SZ_4K },
+		{ .offset = SZ_64K, .length = 4 * SZ_4K },
+	};
+	u64 size = SZ_256K, offset;
+	void *vaddr;
+	int fd, i;
+
+	if (s->page_size != SZ_4K || s->size < SZ_1M)
+		SKIP(return, "Made for pages of 4 KiB, and BARs of 1 MiB");
+	if (__page_mapping_count(s->bar, size, SZ_4K) < 0)
+		SKIP(return, "Cannot look at page tables");
+
+	if (s->is_ram)
+		pages_number(s, SZ_1M);
+	fd = export_range(s, 0, size);
+
+	/* The first page behind the multiple is the second one. */
+	vaddr = map_small(fd, 0, size);
+	mmio_read32(vaddr);
+	EXPECT_EQ(1, __page_mapping_count_all(vaddr, size));
+	mmio_read32(vaddr + SZ_4K);
+	if (__page_mapping_count_all(vaddr, size) == 2) {
+		dmabuf_unmap(vaddr, size);
+		ASSERT_EQ(0, close(fd));
+		SKIP(return, "The kernel maps nothing ahead");
+	}
+	EXPECT_EQ(17, __page_mapping_count(vaddr, size, SZ_4K));
+	mmio_read32(vaddr + 17 * SZ_4K);
+	EXPECT_EQ(33, __page_mapping_count(vaddr, size, SZ_4K));
+
+	/* Not a walk: back, to and fro, and one page left out. */
+	mmio_read32(vaddr + 60 * SZ_4K);
+	mmio_read32(vaddr + 59 * SZ_4K);
+	mmio_read32(vaddr + 40 * SZ_4K);
+	mmio_read32(vaddr + 42 * SZ_4K);
+	mmio_read32(vaddr + 41 * SZ_4K);
+	EXPECT_EQ(38, __page_mapping_count(vaddr, size, SZ_4K));
+	for (offset = 0; s->is_ram && offset < size; offset += SZ_4K)
+		ASSERT_EQ(offset / SZ_4K, mmio_read32(vaddr + offset));
+	dmabuf_unmap(vaddr, size);
+
+	/* No further than the mapping, be it the end of it or of a piece. */
+	vaddr = map_small(fd, 0, size);
+	dmabuf_unmap(vaddr + 8 * SZ_4K, SZ_4K);
+	mmio_read32(vaddr + 2 * SZ_4K);
+	mmio_read32(vaddr + 3 * SZ_4K);
+	EXPECT_EQ(6, __page_mapping_count(vaddr, size, SZ_4K));
+	EXPECT_EQ(-EACCES, access_result(vaddr + 8 * SZ_4K));
+	dmabuf_unmap(vaddr, 8 * SZ_4K);
+	dmabuf_unmap(vaddr + 9 * SZ_4K, size - 9 * SZ_4K);
+
+	/* The user knows better. */
+	vaddr = map_small(fd, 0, size);
+	ASSERT_EQ(0, madvise(vaddr, size, MADV_RANDOM));
+	for (i = 0; i < 4; i++)
+		mmio_read32(vaddr + i * SZ_4K);
+	EXPECT_EQ(4, __page_mapping_count(vaddr, size, SZ_4K));
+
+	/* What was never touched goes like all the rest, and comes back like it. */
+	ASSERT_EQ(0, madvise(vaddr, size, MADV_NORMAL));
+	mmio_read32(vaddr + 4 * SZ_4K);
+	mmio_read32(vaddr + 5 * SZ_4K);
+	EXPECT_EQ(17, __page_mapping_count(vaddr, size, SZ_4K));
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(0, __page_mapping_count_all(vaddr, size));
+	EXPECT_EQ(-EFAULT, access_result(vaddr + 9 * SZ_4K));
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(0, access_result(vaddr + 9 * SZ_4K));
+
+	if (vfio_pci_has_feature(s->device, VFIO_DEVICE_FEATURE_SET |
+					    VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE)) {
+		mmio_read32(vaddr + 10 * SZ_4K);
+		EXPECT_LT(2, __page_mapping_count(vaddr, size, SZ_4K));
+		vfio_pci_dmabuf_revoke(s->device, fd);
+		EXPECT_EQ(0, __page_mapping_count_all(vaddr, size));
+		EXPECT_EQ(-EFAULT, access_result(vaddr + 12 * SZ_4K));
+	}
+	dmabuf_unmap(vaddr, size);
+	ASSERT_EQ(0, close(fd));
+
+	/* A range ends, the next one is elsewhere. */
+	fd = vfio_pci_dmabuf_export(s->device, s->index, O_RDONLY, gap, ARRAY_SIZE(gap));
+	vaddr = map_small(fd, 0, 8 * SZ_4K);
+	mmio_read32(vaddr);
+	mmio_read32(vaddr + SZ_4K);
+	EXPECT_EQ(4, __page_mapping_count(vaddr, 8 * SZ_4K, SZ_4K));
+	mmio_read32(vaddr + 4 * SZ_4K);
+	EXPECT_EQ(8, __page_mapping_count(vaddr, 8 * SZ_4K, SZ_4K));
+	for (i = 0; s->is_ram && i < 8; i++)
+		EXPECT_EQ(i < 4 ? i : 12 + i, mmio_read32(vaddr + i * SZ_4K));
+	dmabuf_unmap(vaddr, 8 * SZ_4K);
+	ASSERT_EQ(0, close(fd));
+
+	/* A mapping of the BAR itself, whose offset is not the buffer's. */
+	offset = s->device->bars[s->index].info.offset + SZ_64K;
+	vaddr = map_small(s->device->fd, offset, size);
+	mmio_read32(vaddr);
+	mmio_read32(vaddr + SZ_4K);
+	EXPECT_EQ(17, __page_mapping_count(vaddr, size, SZ_4K));
+	for (i = 0; s->is_ram && i < 17; i++)
+		EXPECT_EQ(16 + i, mmio_read32(vaddr + i * SZ_4K));
+	dmabuf_unmap(vaddr, size);
+}
+
 /*
  * What depends on how the device is opened and closed, so in every IOMMU mode.
  * Elsewhere one is as good as any.
