@@ -4,7 +4,8 @@
  *
  * A line for each figure: its name, the value, ns or bytes, and what for one of.
  * Calls are measured eleven times, and the median counts. What can only be done
- * once, as to touch all of a BAR, is.
+ * once, as to touch all of a BAR, is. A first touch is measured by itself, so that
+ * neither page tables nor timer ticks are in the median.
  *
  * What the kernel lacks is left out, so that the same program can be run on kernels
  * that are to be compared. The device has to be able to reset. Where the clock
@@ -14,8 +15,10 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -35,6 +38,11 @@
 #define ROUNDS		11
 #define FAULTS		1024
 #define PAGE		SZ_4K
+
+/* Between first touches that are not to be taken for a walk. */
+#define STRIDE		SZ_128K
+
+#define SUBORDINATES	1000
 
 /* As many of something as tell what one of it takes of memory. */
 #define MANY		4096
@@ -73,10 +81,10 @@ static int compare(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-static double median(u64 *samples)
+static double median(u64 *samples, int nr)
 {
-	qsort(samples, ROUNDS, sizeof(*samples), compare);
-	return samples[ROUNDS / 2];
+	qsort(samples, nr, sizeof(*samples), compare);
+	return samples[nr / 2];
 }
 
 /* Nanoseconds for reading every @step bytes. */
@@ -89,6 +97,29 @@ static u64 touch(void *vaddr, u64 size, u64 step)
 		READ_ONCE(*(u32 *)(vaddr + offset));
 
 	return now_ns() - start;
+}
+
+/* Nanoseconds for one read, the median of @nr that are @step bytes apart. */
+static double touch_each(void *vaddr, int nr, u64 step)
+{
+	u64 *reads = calloc_assert(nr, sizeof(*reads));
+	u64 *clocks = calloc_assert(nr, sizeof(*clocks));
+	double ns;
+	u64 start;
+	int i;
+
+	for (i = 0; i < nr; i++) {
+		start = now_ns();
+		clocks[i] = now_ns() - start;
+		start = now_ns();
+		READ_ONCE(*(u32 *)(vaddr + i * step));
+		reads[i] = now_ns() - start;
+	}
+	ns = median(reads, nr) - median(clocks, nr);
+	free(reads);
+	free(clocks);
+
+	return ns;
 }
 
 /* Map at an address that is good for pages of @align bytes, or for small ones. */
@@ -126,9 +157,9 @@ static void bench_map(const char *kind, int fd, u64 offset, u64 size)
 	}
 
 	snprintf(name, sizeof(name), "%s mmap()", kind);
-	report(name, median(map), "64 MiB");
+	report(name, median(map, ROUNDS), "64 MiB");
 	snprintf(name, sizeof(name), "%s munmap(), untouched", kind);
-	report(name, median(unmap), "64 MiB");
+	report(name, median(unmap, ROUNDS), "64 MiB");
 }
 
 static void bench_touch(const char *kind, int fd, u64 offset, u64 size, u64 align)
@@ -164,14 +195,19 @@ static void bench_small_fault(const char *kind, int fd, u64 offset)
 	void *vaddr;
 	int i;
 
+	vaddr = map_at(fd, offset, SZ_64M, SZ_2M, PAGE);
+	snprintf(name, sizeof(name), "%s first touch", kind);
+	report(name, touch_each(vaddr, SZ_64M / STRIDE, STRIDE), "4 KiB page");
+	dmabuf_unmap(vaddr, SZ_64M);
+
 	for (i = 0; i < ROUNDS; i++) {
 		vaddr = map_at(fd, offset, FAULTS * PAGE, SZ_2M, PAGE);
 		samples[i] = touch(vaddr, FAULTS * PAGE, PAGE);
 		dmabuf_unmap(vaddr, FAULTS * PAGE);
 	}
 
-	snprintf(name, sizeof(name), "%s first touch", kind);
-	report(name, median(samples) / FAULTS, "4 KiB page");
+	snprintf(name, sizeof(name), "%s walk of %d small pages", kind, FAULTS);
+	report(name, median(samples, ROUNDS) / FAULTS, "4 KiB page");
 }
 
 /* Ranges of a page each that do not touch each other. */
@@ -212,7 +248,7 @@ static void bench_ranges(struct bench *b, u32 nr_ranges, bool can_map)
 
 		if (can_map) {
 			vaddr = map_anywhere(fd, 0, size);
-			faults[i] = touch(vaddr, size, step);
+			faults[i] = touch_each(vaddr, size / step, step);
 			dmabuf_unmap(vaddr, size);
 		}
 		VFIO_ASSERT_EQ(close(fd), 0);
@@ -220,11 +256,11 @@ static void bench_ranges(struct bench *b, u32 nr_ranges, bool can_map)
 	free(ranges);
 
 	snprintf(name, sizeof(name), "export of %u ranges", nr_ranges);
-	report(name, median(samples), "call");
+	report(name, median(samples, ROUNDS), "call");
 	if (!can_map)
 		return;
 	snprintf(name, sizeof(name), "DMABUF first touch, %u ranges", nr_ranges);
-	report(name, median(faults) / (size / step), "4 KiB page");
+	report(name, median(faults, ROUNDS), "4 KiB page");
 }
 
 /* A process that maps a DMABUF, touches it, says so, and waits to be killed. */
@@ -273,6 +309,59 @@ static void bench_revoke(struct bench *b, u64 skew, int nr_processes)
 	free(pids);
 }
 
+/*
+ * A thousand processes with a page each, and nothing but that: what it takes to
+ * revoke one of them, and to take the memory of the device from them all.
+ */
+static void bench_subordinates(struct bench *b)
+{
+	pid_t *pids = calloc_assert(SUBORDINATES, sizeof(*pids));
+	int *fds = calloc_assert(SUBORDINATES, sizeof(*fds));
+	u64 samples[ROUNDS], start;
+	int ready[2], i, status;
+	char name[64], c;
+
+	/* Nor the maps of the BARs that libvfio made, from here on. */
+	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
+		struct vfio_pci_bar *bar = &b->device->bars[i];
+
+		if (bar->vaddr)
+			VFIO_ASSERT_EQ(madvise(bar->vaddr, bar->info.size, MADV_DONTFORK), 0);
+	}
+
+	VFIO_ASSERT_EQ(pipe(ready), 0);
+	for (i = 0; i < SUBORDINATES; i++) {
+		fds[i] = vfio_pci_dmabuf_export_range(b->device, b->index, (u64)i * PAGE, PAGE);
+		pids[i] = holder_start(fds[i], PAGE, 0, ready);
+		VFIO_ASSERT_EQ(read(ready[0], &c, 1), 1);
+	}
+
+	for (i = 0; i < ROUNDS; i++) {
+		start = now_ns();
+		vfio_pci_dmabuf_revoke(b->device, fds[i]);
+		samples[i] = now_ns() - start;
+	}
+	snprintf(name, sizeof(name), "revoke of one of %d subordinates", SUBORDINATES);
+	report(name, median(samples, ROUNDS), "call");
+
+	start = now_ns();
+	vfio_pci_cmd_clear(b->device, PCI_COMMAND_MEMORY);
+	snprintf(name, sizeof(name), "memory disable with %d subordinates",
+		 SUBORDINATES - ROUNDS);
+	report(name, now_ns() - start, "call");
+	vfio_pci_cmd_set(b->device, PCI_COMMAND_MEMORY);
+
+	for (i = 0; i < SUBORDINATES; i++) {
+		VFIO_ASSERT_EQ(kill(pids[i], SIGKILL), 0);
+		VFIO_ASSERT_EQ(waitpid(pids[i], &status, 0), pids[i]);
+		VFIO_ASSERT_EQ(close(fds[i]), 0);
+	}
+	VFIO_ASSERT_EQ(close(ready[0]), 0);
+	VFIO_ASSERT_EQ(close(ready[1]), 0);
+	free(pids);
+	free(fds);
+}
+
 static void bench_memory_disable(struct bench *b, int nr_maps, bool touched)
 {
 	u64 samples[ROUNDS], start;
@@ -293,7 +382,7 @@ static void bench_memory_disable(struct bench *b, int nr_maps, bool touched)
 	}
 	snprintf(name, sizeof(name), "memory disable with %d maps of a page%s", nr_maps,
 		 touched ? "" : ", untouched");
-	report(name, median(samples), "call");
+	report(name, median(samples, ROUNDS), "call");
 
 	for (i = 0; i < nr_maps; i++)
 		dmabuf_unmap(vaddrs[i], PAGE);
@@ -331,12 +420,12 @@ static void bench_others(struct bench *b, int nr_dmabufs, bool can_revoke)
 	}
 
 	snprintf(name, sizeof(name), "reset with %d DMABUFs", nr_dmabufs);
-	report(name, median(samples), "call, CPU time");
+	report(name, median(samples, ROUNDS), "call, CPU time");
 	snprintf(name, sizeof(name), "memory disable with %d DMABUFs", nr_dmabufs);
-	report(name, median(disables), "call");
+	report(name, median(disables, ROUNDS), "call");
 	if (can_revoke) {
 		snprintf(name, sizeof(name), "revoke with %d other DMABUFs", nr_dmabufs);
-		report(name, median(revokes), "call");
+		report(name, median(revokes, ROUNDS), "call");
 	}
 
 	for (i = 0; i < nr_dmabufs; i++)
@@ -479,9 +568,69 @@ static void bench_small(const char *bdf)
 		bench_revoke(&b, PAGE, n);
 		bench_revoke(&b, 0, n);
 	}
+	if (fd >= 0)
+		bench_subordinates(&b);
 	bench_memory(&b);
 
 	bench_cleanup(&b);
+}
+
+struct toucher {
+	pthread_t thread;
+	pthread_barrier_t *barrier;
+	void *vaddr;
+};
+
+static void *toucher_thread(void *arg)
+{
+	struct toucher *t = arg;
+
+	pthread_barrier_wait(t->barrier);
+	touch(t->vaddr, SZ_16M, PAGE);
+
+	return NULL;
+}
+
+/* Threads that fault on one device at the same time, each in a place of its own. */
+static void bench_threads(const char *bdf, int nr_threads)
+{
+	struct toucher *threads = calloc_assert(nr_threads, sizeof(*threads));
+	pthread_barrier_t barrier;
+	u64 samples[ROUNDS];
+	char name[64];
+	struct bench b;
+	int i, j;
+
+	bench_init(&b, bdf);
+	VFIO_ASSERT_GE(b.size, (u64)SZ_16M * nr_threads);
+
+	for (j = 0; j < ROUNDS; j++) {
+		VFIO_ASSERT_EQ(pthread_barrier_init(&barrier, NULL, nr_threads + 1), 0);
+		for (i = 0; i < nr_threads; i++) {
+			threads[i].barrier = &barrier;
+			threads[i].vaddr = map_at(b.device->fd, b.offset + (u64)i * SZ_16M,
+						  SZ_16M, SZ_2M, PAGE);
+			/* A fault for each page: it is the locks that are looked at. */
+			VFIO_ASSERT_EQ(madvise(threads[i].vaddr, SZ_16M, MADV_RANDOM), 0);
+			VFIO_ASSERT_EQ(pthread_create(&threads[i].thread, NULL, toucher_thread,
+						      &threads[i]), 0);
+		}
+
+		samples[j] = now_ns();
+		pthread_barrier_wait(&barrier);
+		for (i = 0; i < nr_threads; i++)
+			VFIO_ASSERT_EQ(pthread_join(threads[i].thread, NULL), 0);
+		samples[j] = now_ns() - samples[j];
+
+		for (i = 0; i < nr_threads; i++)
+			dmabuf_unmap(threads[i].vaddr, SZ_16M);
+		VFIO_ASSERT_EQ(pthread_barrier_destroy(&barrier), 0);
+	}
+	snprintf(name, sizeof(name), "BAR faults, %d threads at once", nr_threads);
+	report(name, median(samples, ROUNDS) / (SZ_16M / PAGE), "4 KiB page of each");
+
+	bench_cleanup(&b);
+	free(threads);
 }
 
 static void bench_large(const char *bdf)
@@ -507,8 +656,13 @@ int main(int argc, char *argv[])
 {
 	struct rlimit limit = { .rlim_cur = 2 * MANY, .rlim_max = 2 * MANY };
 
-	if (argc < 2 || argc > 3) {
-		fprintf(stderr, "usage: %s BDF [BDF of a device with a BAR of 1 GiB]\n", argv[0]);
+	if (argc == 4 && !strcmp(argv[1], "--threads") && atoi(argv[2]) > 0) {
+		bench_threads(argv[3], atoi(argv[2]));
+		return 0;
+	}
+	if (argc < 2 || argc > 3 || argv[1][0] == '-') {
+		fprintf(stderr, "usage: %s BDF [BDF of a device with a BAR of 1 GiB]\n"
+				"       %s --threads NUMBER BDF\n", argv[0], argv[0]);
 		return 1;
 	}
 
