@@ -16,7 +16,6 @@
 /**
  * vfio_pci_merge_ranges - Join ranges that are physically adjacent
  * @phys_vec: Ranges in the order of the buffer
- * @range_start: Filled with the offset in the buffer at which each range starts
  * @nr_ranges: Number of them, at least one
  *
  * Every two ranges that follow each other both in the buffer and in physical
@@ -25,36 +24,49 @@
  *
  * Return: The number of ranges that are left.
  */
-u32 vfio_pci_merge_ranges(struct phys_vec *phys_vec, u64 *range_start,
-			  u32 nr_ranges)
+u32 vfio_pci_merge_ranges(struct phys_vec *phys_vec, u32 nr_ranges)
 {
-	phys_addr_t end = phys_vec[0].paddr + phys_vec[0].len;
-	u64 offset = phys_vec[0].len;
-	u32 last = 0;
-	u32 i;
+	struct phys_vec *last = phys_vec;
+	struct phys_vec *next;
 
-	range_start[0] = 0;
-	for (i = 1; i < nr_ranges; i++) {
-		struct phys_vec range = phys_vec[i];
-
-		if (range.paddr == end) {
-			phys_vec[last].len += range.len;
-		} else {
-			phys_vec[++last] = range;
-			range_start[last] = offset;
-		}
-		end = range.paddr + range.len;
-		offset += range.len;
+	for (next = phys_vec + 1; next < phys_vec + nr_ranges; next++) {
+		if (last->paddr + last->len == next->paddr)
+			last->len += next->len;
+		else if (++last != next)
+			*last = *next;
 	}
 
-	return last + 1;
+	return last - phys_vec + 1;
 }
 EXPORT_SYMBOL_IF_KUNIT(vfio_pci_merge_ranges);
 
 /**
+ * vfio_pci_index_ranges - Note where in a buffer its ranges start
+ * @phys_vec: Ranges in the order of the buffer
+ * @range_start: Filled with the offset in the buffer at which each range starts
+ * @nr_ranges: Number of ranges
+ *
+ * For vfio_pci_find_pfn().  The caller has checked that the sum of all the
+ * lengths does not overflow.
+ */
+void vfio_pci_index_ranges(const struct phys_vec *phys_vec, u64 *range_start,
+			   u32 nr_ranges)
+{
+	u64 offset = 0;
+	u32 i;
+
+	for (i = 0; i < nr_ranges; i++) {
+		range_start[i] = offset;
+		offset += phys_vec[i].len;
+	}
+}
+EXPORT_SYMBOL_IF_KUNIT(vfio_pci_index_ranges);
+
+/**
  * vfio_pci_find_pfn - Look up the PFN of a page of a buffer
  * @phys_vec: Ranges in the order of the buffer
- * @range_start: Offset in the buffer at which each of them starts
+ * @range_start: Offset in the buffer at which each of them starts; NULL will do
+ *	for a single one
  * @nr_ranges: Number of ranges, at least one
  * @fault_offset: Offset in the buffer of the first byte of the page
  * @order: Order of the page
@@ -71,7 +83,7 @@ int vfio_pci_find_pfn(const struct phys_vec *phys_vec, const u64 *range_start,
 		      u32 nr_ranges, u64 fault_offset, unsigned int order,
 		      unsigned long *pfn)
 {
-	u64 fault_end, range_end;
+	u64 fault_end, start, range_end;
 	u32 first = 0, last = nr_ranges - 1;
 
 	/* The last range that does not start behind the page */
@@ -84,7 +96,8 @@ int vfio_pci_find_pfn(const struct phys_vec *phys_vec, const u64 *range_start,
 			last = mid - 1;
 	}
 
-	range_end = range_start[first] + phys_vec[first].len;
+	start = first ? range_start[first] : 0;
+	range_end = start + phys_vec[first].len;
 	if (fault_offset >= range_end)
 		return -ERANGE;
 
@@ -94,7 +107,7 @@ int vfio_pci_find_pfn(const struct phys_vec *phys_vec, const u64 *range_start,
 		return -EAGAIN;
 
 	*pfn = PHYS_PFN(phys_vec[first].paddr) +
-	       ((fault_offset - range_start[first]) >> PAGE_SHIFT);
+	       ((fault_offset - start) >> PAGE_SHIFT);
 	if (!IS_ALIGNED(*pfn, 1UL << order))
 		return -EAGAIN;
 

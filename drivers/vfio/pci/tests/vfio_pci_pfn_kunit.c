@@ -77,17 +77,19 @@ static void append_ranges(struct buffer *buf, const struct pfn_range *ranges)
 		append_range(buf, ranges[i].pfn, ranges[i].nr);
 }
 
-/* What is done to the ranges when a DMABUF is made */
+/* What is done to the ranges when a DMABUF is made, and when it is mapped */
 static void finish_buffer(struct buffer *buf)
 {
-	buf->nr_ranges = vfio_pci_merge_ranges(buf->phys_vec, buf->range_start,
-					       buf->nr_ranges);
+	buf->nr_ranges = vfio_pci_merge_ranges(buf->phys_vec, buf->nr_ranges);
+	vfio_pci_index_ranges(buf->phys_vec, buf->range_start, buf->nr_ranges);
 }
 
 static int find(const struct buffer *buf, u64 offset, unsigned int order,
 		unsigned long *pfn)
 {
-	return vfio_pci_find_pfn(buf->phys_vec, buf->range_start,
+	/* A single range needs no index */
+	return vfio_pci_find_pfn(buf->phys_vec,
+				 buf->nr_ranges > 1 ? buf->range_start : NULL,
 				 buf->nr_ranges, offset << PAGE_SHIFT, order,
 				 pfn);
 }
