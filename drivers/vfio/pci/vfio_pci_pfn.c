@@ -16,7 +16,8 @@
 /**
  * vfio_pci_merge_ranges - Join ranges that are physically adjacent
  * @phys_vec: Ranges in the order of the buffer
- * @nr_ranges: Number of them, at least one
+ * @range_start: Offset in the buffer at which each of them starts
+ * @nr_ranges: Number of ranges, at least one
  *
  * Every two ranges that follow each other both in the buffer and in physical
  * memory become one, in place.  A huge page can then span them.  The caller has
@@ -24,43 +25,27 @@
  *
  * Return: The number of ranges that are left.
  */
-u32 vfio_pci_merge_ranges(struct phys_vec *phys_vec, u32 nr_ranges)
+u32 vfio_pci_merge_ranges(struct phys_vec *phys_vec, u64 *range_start,
+			  u32 nr_ranges)
 {
-	struct phys_vec *last = phys_vec;
-	struct phys_vec *next;
-
-	for (next = phys_vec + 1; next < phys_vec + nr_ranges; next++) {
-		if (last->paddr + last->len == next->paddr)
-			last->len += next->len;
-		else if (++last != next)
-			*last = *next;
-	}
-
-	return last - phys_vec + 1;
-}
-EXPORT_SYMBOL_IF_KUNIT(vfio_pci_merge_ranges);
-
-/**
- * vfio_pci_index_ranges - Note where in a buffer its ranges start
- * @phys_vec: Ranges in the order of the buffer
- * @range_start: Filled with the offset in the buffer at which each range starts
- * @nr_ranges: Number of ranges
- *
- * For vfio_pci_find_pfn().  The caller has checked that the sum of all the
- * lengths does not overflow.
- */
-void vfio_pci_index_ranges(const struct phys_vec *phys_vec, u64 *range_start,
-			   u32 nr_ranges)
-{
-	u64 offset = 0;
+	u32 last = 0;
 	u32 i;
 
-	for (i = 0; i < nr_ranges; i++) {
-		range_start[i] = offset;
-		offset += phys_vec[i].len;
+	for (i = 1; i < nr_ranges; i++) {
+		struct phys_vec *prev = &phys_vec[last];
+
+		if (prev->paddr + prev->len == phys_vec[i].paddr) {
+			prev->len += phys_vec[i].len;
+		} else {
+			last++;
+			phys_vec[last] = phys_vec[i];
+			range_start[last] = range_start[i];
+		}
 	}
+
+	return last + 1;
 }
-EXPORT_SYMBOL_IF_KUNIT(vfio_pci_index_ranges);
+EXPORT_SYMBOL_IF_KUNIT(vfio_pci_merge_ranges);
 
 /**
  * vfio_pci_find_pfn - Look up the PFN of a page of a buffer

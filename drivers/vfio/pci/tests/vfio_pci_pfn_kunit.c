@@ -77,11 +77,18 @@ static void append_ranges(struct buffer *buf, const struct pfn_range *ranges)
 		append_range(buf, ranges[i].pfn, ranges[i].nr);
 }
 
-/* What is done to the ranges when a DMABUF is made, and when it is mapped */
+/* What is done to the ranges when a DMABUF is made */
 static void finish_buffer(struct buffer *buf)
 {
-	buf->nr_ranges = vfio_pci_merge_ranges(buf->phys_vec, buf->nr_ranges);
-	vfio_pci_index_ranges(buf->phys_vec, buf->range_start, buf->nr_ranges);
+	u64 offset = 0;
+	u32 i;
+
+	for (i = 0; i < buf->nr_ranges; i++) {
+		buf->range_start[i] = offset;
+		offset += buf->phys_vec[i].len;
+	}
+	buf->nr_ranges = vfio_pci_merge_ranges(buf->phys_vec, buf->range_start,
+					       buf->nr_ranges);
 }
 
 static int find(const struct buffer *buf, u64 offset, unsigned int order,

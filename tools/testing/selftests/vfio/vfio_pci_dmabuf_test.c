@@ -1463,11 +1463,11 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move)
 }
 
 /* Where no huge page fits: at the last page of 64 KiB. */
-static void *map_small(int fd, u64 offset, u64 size)
+static void *map_small(int fd, u64 offset, u64 size, int prot)
 {
 	void *vaddr = mmap_reserve(size, SZ_2M, SZ_64K - SZ_4K);
 
-	VFIO_ASSERT_EQ(mmap(vaddr, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, offset), vaddr);
+	VFIO_ASSERT_EQ(mmap(vaddr, size, prot, MAP_SHARED | MAP_FIXED, fd, offset), vaddr);
 	return vaddr;
 }
 
@@ -1496,7 +1496,7 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead)
 	fd = export_range(s, 0, size);
 
 	/* The first page behind the multiple is the second one. */
-	vaddr = map_small(fd, 0, size);
+	vaddr = map_small(fd, 0, size, PROT_READ);
 	mmio_read32(vaddr);
 	EXPECT_EQ(1, __page_mapping_count_all(vaddr, size));
 	mmio_read32(vaddr + SZ_4K);
@@ -1509,19 +1509,29 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead)
 	mmio_read32(vaddr + 17 * SZ_4K);
 	EXPECT_EQ(33, __page_mapping_count(vaddr, size, SZ_4K));
 
+	/* What is there already is no end. */
+	mmio_read32(vaddr + 40 * SZ_4K);
+	mmio_read32(vaddr + 34 * SZ_4K);
+	mmio_read32(vaddr + 35 * SZ_4K);
+	EXPECT_EQ(33 + 15, __page_mapping_count(vaddr, size, SZ_4K));
+	for (offset = 0; s->is_ram && offset < size; offset += SZ_4K)
+		ASSERT_EQ(offset / SZ_4K, mmio_read32(vaddr + offset));
+	dmabuf_unmap(vaddr, size);
+	vaddr = map_small(fd, 0, size, PROT_READ);
+
 	/* Not a walk: back, to and fro, and one page left out. */
 	mmio_read32(vaddr + 60 * SZ_4K);
 	mmio_read32(vaddr + 59 * SZ_4K);
 	mmio_read32(vaddr + 40 * SZ_4K);
 	mmio_read32(vaddr + 42 * SZ_4K);
 	mmio_read32(vaddr + 41 * SZ_4K);
-	EXPECT_EQ(38, __page_mapping_count(vaddr, size, SZ_4K));
+	EXPECT_EQ(5, __page_mapping_count(vaddr, size, SZ_4K));
 	for (offset = 0; s->is_ram && offset < size; offset += SZ_4K)
 		ASSERT_EQ(offset / SZ_4K, mmio_read32(vaddr + offset));
 	dmabuf_unmap(vaddr, size);
 
 	/* No further than the mapping, be it the end of it or of a piece. */
-	vaddr = map_small(fd, 0, size);
+	vaddr = map_small(fd, 0, size, PROT_READ);
 	dmabuf_unmap(vaddr + 8 * SZ_4K, SZ_4K);
 	mmio_read32(vaddr + 2 * SZ_4K);
 	mmio_read32(vaddr + 3 * SZ_4K);
@@ -1531,7 +1541,7 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead)
 	dmabuf_unmap(vaddr + 9 * SZ_4K, size - 9 * SZ_4K);
 
 	/* The user knows better. */
-	vaddr = map_small(fd, 0, size);
+	vaddr = map_small(fd, 0, size, PROT_READ);
 	ASSERT_EQ(0, madvise(vaddr, size, MADV_RANDOM));
 	for (i = 0; i < 4; i++)
 		mmio_read32(vaddr + i * SZ_4K);
@@ -1551,7 +1561,7 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead)
 	if (vfio_pci_has_feature(s->device, VFIO_DEVICE_FEATURE_SET |
 					    VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE)) {
 		mmio_read32(vaddr + 10 * SZ_4K);
-		EXPECT_LT(2, __page_mapping_count(vaddr, size, SZ_4K));
+		EXPECT_EQ(8, __page_mapping_count(vaddr, size, SZ_4K));
 		vfio_pci_dmabuf_revoke(s->device, fd);
 		EXPECT_EQ(0, __page_mapping_count_all(vaddr, size));
 		EXPECT_EQ(-EFAULT, access_result(vaddr + 12 * SZ_4K));
@@ -1561,7 +1571,7 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead)
 
 	/* A range ends, the next one is elsewhere. */
 	fd = vfio_pci_dmabuf_export(s->device, s->index, O_RDONLY, gap, ARRAY_SIZE(gap));
-	vaddr = map_small(fd, 0, 8 * SZ_4K);
+	vaddr = map_small(fd, 0, 8 * SZ_4K, PROT_READ);
 	mmio_read32(vaddr);
 	mmio_read32(vaddr + SZ_4K);
 	EXPECT_EQ(4, __page_mapping_count(vaddr, 8 * SZ_4K, SZ_4K));
@@ -1574,13 +1584,76 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead)
 
 	/* A mapping of the BAR itself, whose offset is not the buffer's. */
 	offset = s->device->bars[s->index].info.offset + SZ_64K;
-	vaddr = map_small(s->device->fd, offset, size);
+	vaddr = map_small(s->device->fd, offset, size, PROT_READ);
 	mmio_read32(vaddr);
 	mmio_read32(vaddr + SZ_4K);
 	EXPECT_EQ(17, __page_mapping_count(vaddr, size, SZ_4K));
 	for (i = 0; s->is_ram && i < 17; i++)
 		EXPECT_EQ(16 + i, mmio_read32(vaddr + i * SZ_4K));
 	dmabuf_unmap(vaddr, size);
+}
+
+/* Where the mm learns what is written to, it learns it of what is mapped ahead. */
+TEST_F(vfio_pci_dmabuf_map, mapped_ahead_to_write)
+{
+	struct setup *s = &self->s;
+	struct page_mapping mapping;
+	void *vaddr;
+	int fd, clear;
+
+	if (!s->is_ram)
+		SKIP(return, "No BAR with RAM, which may be written to");
+	if (s->page_size != SZ_4K || s->size < SZ_256K)
+		SKIP(return, "Made for pages of 4 KiB, and a BAR of 256 KiB");
+
+	fd = export_range(s, 0, SZ_256K);
+	vaddr = map_small(fd, 0, SZ_256K, PROT_READ | PROT_WRITE);
+	clear = open("/proc/self/clear_refs", O_WRONLY);
+	if (clear < 0 || write(clear, "4", 1) != 1)
+		SKIP(return, "The kernel does not track writes");
+	ASSERT_EQ(0, close(clear));
+
+	mmio_write32(vaddr, 1);
+	mmio_write32(vaddr + SZ_4K, 2);
+	if (__page_mapping_get(vaddr + 9 * SZ_4K, &mapping))
+		SKIP(return, "Nothing is mapped ahead, or nobody can tell");
+	EXPECT_TRUE(mapping.writable);
+	mmio_write32(vaddr + 9 * SZ_4K, 3);
+	EXPECT_EQ(3, mmio_read32(s->bar + 9 * SZ_4K));
+
+	dmabuf_unmap(vaddr, SZ_256K);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* Offsets in a buffer have more than 32 bits, however small the BAR is. */
+TEST_F(vfio_pci_dmabuf_map, far_ranges)
+{
+	struct setup *s = &self->s;
+	u32 i, nr = SZ_2G / s->size * 2 + 1;
+	struct vfio_region_dma_range *ranges;
+	void *vaddr;
+	int fd;
+
+	if (sizeof(size_t) < 8)
+		SKIP(return, "The size of a buffer has 32 bits");
+	if (!s->is_ram)
+		SKIP(return, "No BAR with RAM, which tells its pages apart");
+
+	pages_number(s, 8 * s->page_size);
+	ranges = calloc_assert(nr, sizeof(*ranges));
+	for (i = 0; i < nr; i++)
+		ranges[i].length = s->size;
+	ranges[nr - 1].offset = 5 * s->page_size;
+	ranges[nr - 1].length = 2 * s->page_size;
+	fd = vfio_pci_dmabuf_export(s->device, s->index, O_RDWR | O_CLOEXEC, ranges, nr);
+	free(ranges);
+
+	vaddr = dmabuf_map(fd, (nr - 1) * s->size, 2 * s->page_size);
+	EXPECT_EQ(5, mmio_read32(vaddr));
+	EXPECT_EQ(6, mmio_read32(vaddr + s->page_size));
+
+	dmabuf_unmap(vaddr, 2 * s->page_size);
+	ASSERT_EQ(0, close(fd));
 }
 
 /*
@@ -2448,6 +2521,31 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining)
 }
 
 /* A huge page has its bits elsewhere; pieces and copies of a map keep them. */
+TEST_F(vfio_pci_dmabuf_memattr, write_combining_ahead)
+{
+	struct setup *s = &self->s;
+	struct page_mapping mapping;
+	void *vaddr;
+	int fd;
+
+	if (s->page_size != SZ_4K || s->size < SZ_256K)
+		SKIP(return, "Made for pages of 4 KiB, and a BAR of 256 KiB");
+
+	fd = export_range(s, 0, SZ_256K);
+	if (__vfio_pci_dmabuf_memattr(s->device, fd, WC))
+		SKIP(return, "Write-combining is refused");
+
+	vaddr = map_small(fd, 0, SZ_256K, PROT_READ);
+	mmio_read32(vaddr);
+	mmio_read32(vaddr + SZ_4K);
+	if (__page_mapping_get(vaddr + 9 * SZ_4K, &mapping))
+		SKIP(return, "Nothing is mapped ahead, or nobody can tell");
+	EXPECT_EQ(MEMORY_TYPE_WRITE_COMBINING, mapping.type);
+
+	dmabuf_unmap(vaddr, SZ_256K);
+	ASSERT_EQ(0, close(fd));
+}
+
 TEST_F(vfio_pci_dmabuf_memattr, write_combining_huge)
 {
 	struct setup *s = &self->s;
