@@ -51,12 +51,13 @@ def _other_base(name, path):
             return path, git("rev-parse", "HEAD", cwd=path), f"{path} (git HEAD)"
     if path.is_dir():
         _must_be_tree(name, path)
-        key = f"{name}-dir-{_listing(path)[:16]}.git"
+        key = f"{name}-files-{_listing(path)[:16]}.git"
     else:
         key = f"{name}-tar-{_sha256(path)[:16]}.git"
     with cached("base", key) as (repo, new):
         if new and path.is_dir():
-            with _tar_of(('tar -c --sort=name --exclude-vcs -C "$0" .', path),
+            # not --exclude-vcs: a .gitignore is a file of the tree
+            with _tar_of(('tar -c --sort=name --exclude=.git -C "$0" .', path),
                          f"cannot read {path}") as tar:
                 _import(tar, new, str(path))
         elif new:

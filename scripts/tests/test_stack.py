@@ -11,9 +11,11 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from house.base import REF, base_repo                          # noqa: E402
 from house.common import Failure, git                          # noqa: E402
 from house.stack import (BASE_REF, Stack, compose, export,      # noqa: E402
                          format_series, load, stack_id, working_commit)
@@ -307,6 +309,19 @@ class StackTest(unittest.TestCase):
                         "am", "-q", *mails[1:]], cwd=self.base_repo, check=True)
         self.assertEqual(git("rev-parse", "HEAD^{tree}", cwd=self.base_repo),
                          git("rev-parse", "HEAD^{tree}", cwd=self.tree))
+
+    def test_directory_as_base(self):
+        files = [".gitignore", "Kbuild", "MAINTAINERS", "tools/.gitignore"]
+        other = self.house.parent / "other"
+        for name in files + ["tools/.git/HEAD"]:
+            (other / name).parent.mkdir(parents=True, exist_ok=True)
+            (other / name).touch()
+        cache = str(self.house.parent / "cache")
+        with mock.patch.dict(os.environ, LINUX=str(other), VFIO_DMABUF_CACHE=cache):
+            repo, commit, _ = base_repo("linux")
+        self.assertEqual(git("rev-parse", REF, cwd=repo), commit)
+        self.assertEqual(git("ls-tree", "-r", "--name-only", commit,
+                             cwd=repo).splitlines(), files)
 
 
 if __name__ == "__main__":
