@@ -49,6 +49,11 @@ mutants: deps ## break the driver in one place after the other: a test must noti
 bench: deps ## what mappings cost: the base kernel beside ours, in instructions
 	@scripts/bench
 
+.PHONY: docs
+docs: ## the stack's pages of the kernel's documentation, rendered, no warning
+	@scripts/deps docs
+	@scripts/docs
+
 .PHONY: tree
 tree: deps ## build/linux: base and stack as git commits, to hack on
 	@scripts/compose linux $(if $(FORCE),--force)
