@@ -1180,10 +1180,10 @@ TEST_F(vfio_pci_bar_map_test, d3hot)
 		SKIP(return, "Device has no power management");
 
 	marks_write(s);
-	ASSERT_EQ(0, __vfio_pci_set_power_state(s->device, 3));
+	ASSERT_EQ(0, __vfio_pci_d3hot_entry(s->device));
 	ASSERT_EQ(0, count_unexpected(s, -EFAULT));
 
-	ASSERT_EQ(0, __vfio_pci_set_power_state(s->device, 0));
+	ASSERT_EQ(0, __vfio_pci_d3hot_exit(s->device));
 	ASSERT_EQ(0, count_unexpected(s, 0));
 
 	if (vfio_pci_config_readw(s->device, pm + PCI_PM_CTRL) & PCI_PM_CTRL_NO_SOFT_RESET)

@@ -14,7 +14,6 @@
  * What the kernel itself says about it is half of the result: run this with
  * lockdep and kmemleak.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -270,20 +269,6 @@ struct state {
 	long nr_dmabufs;
 };
 
-static int count_fds(void)
-{
-	struct dirent *entry;
-	int nr = 0;
-	DIR *dir;
-
-	dir = opendir("/proc/self/fd");
-	VFIO_ASSERT_NOT_NULL(dir);
-	while ((entry = readdir(dir)))
-		nr++;
-	VFIO_ASSERT_EQ(closedir(dir), 0);
-	return nr;
-}
-
 /* Not the number of maps: the mm may have split one before it runs out of memory. */
 static u64 count_mapped(void)
 {
@@ -304,7 +289,7 @@ static u64 count_mapped(void)
 static struct state state_get(void)
 {
 	struct state state = {
-		.nr_fds = count_fds(),
+		.nr_fds = process_count_fds(),
 		.mapped = count_mapped(),
 		.nr_dmabufs = dmabuf_count(),
 	};
@@ -1071,10 +1056,7 @@ static bool has_reset(struct setup *s)
 
 static bool has_hot_reset(struct setup *s)
 {
-	int r = hot_reset(s);
-
-	/* Other devices would be reset as well, or the bus has no reset. */
-	return r != -EINVAL && r != -ENODEV;
+	return hot_reset(s) != -EOPNOTSUPP;
 }
 
 static bool map_works_anew(struct setup *s)

@@ -53,22 +53,11 @@ struct setup {
 
 	/* Of the walk over the states of the device. */
 	iova_t try_iova;
-	int wakeup;
 };
 
 FIXTURE(vfio_pci_dmabuf_import) {
 	struct setup s;
 };
-
-static void region_setup(struct setup *s, struct dma_region *region, u64 size)
-{
-	region->vaddr = mmap(NULL, size, PROT_READ | PROT_WRITE,
-			     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	VFIO_ASSERT_NE(region->vaddr, MAP_FAILED);
-	region->iova = iova_allocator_alloc(s->iova_allocator, size);
-	region->size = size;
-	iommu_map(s->iommu, region);
-}
 
 static bool is_edu_plus(struct vfio_pci_device *device)
 {
@@ -99,8 +88,8 @@ FIXTURE_SETUP(vfio_pci_dmabuf_import)
 		SKIP(return, "The kernel does not export DMABUFs from BARs of %s", exporter_bdf);
 
 	s->bar = s->exporter->bars[s->index].vaddr;
-	region_setup(s, &s->memory, SLICE_SIZE);
-	region_setup(s, &s->importer->driver.region, SZ_2M);
+	dma_region_setup(s->iommu, s->iova_allocator, &s->memory, SLICE_SIZE);
+	dma_region_setup(s->iommu, s->iova_allocator, &s->importer->driver.region, SZ_2M);
 	vfio_pci_driver_init(s->importer);
 
 	s->fd = vfio_pci_dmabuf_export_range(s->exporter, s->index, SLICE_OFFSET, SLICE_SIZE);
@@ -307,54 +296,21 @@ TEST_F(vfio_pci_dmabuf_import, revoke)
 	ASSERT_TRUE(dma_works(s));
 }
 
-/*
- * The ways in which the importer loses its map, each of which has the memory
- * accessible in the end. -EOPNOTSUPP if the device does not know one of them.
- */
-struct cut {
+/* The ways in which the importer loses its map. */
+static const struct cut {
 	const char *name;
-	int (*act)(struct setup *s);
+	int (*begin)(struct vfio_pci_device *device);
+	int (*end)(struct vfio_pci_device *device);
+} cuts[] = {
+	{ "memory disable", __vfio_pci_memory_disable, __vfio_pci_memory_enable },
+	{ "D3hot", __vfio_pci_d3hot_entry, __vfio_pci_d3hot_exit },
+	{ "low power", __vfio_pci_low_power_entry, __vfio_pci_low_power_exit },
+	{ "reset", __vfio_pci_device_reset },
+	{ "FLR", __vfio_pci_device_flr },
+	{ "hot reset", __vfio_pci_device_hot_reset },
+	/* The last one, for there is nothing to be had from the DMABUF then. */
+	{ "revoke" },
 };
-
-static int cut_by_memory_disable(struct setup *s)
-{
-	vfio_pci_cmd_clear(s->exporter, PCI_COMMAND_MEMORY);
-	vfio_pci_cmd_set(s->exporter, PCI_COMMAND_MEMORY);
-	return 0;
-}
-
-static int cut_by_d3hot(struct setup *s)
-{
-	return __vfio_pci_set_power_state(s->exporter, 3) ?:
-	       __vfio_pci_set_power_state(s->exporter, 0);
-}
-
-static int cut_by_low_power(struct setup *s)
-{
-	return __vfio_pci_low_power_entry(s->exporter) ?:
-	       __vfio_pci_low_power_exit(s->exporter);
-}
-
-static int cut_by_reset(struct setup *s)
-{
-	if (!(s->exporter->info.flags & VFIO_DEVICE_FLAGS_RESET))
-		return -EOPNOTSUPP;
-
-	return __vfio_pci_device_reset(s->exporter);
-}
-
-static int cut_by_flr(struct setup *s)
-{
-	return __vfio_pci_device_flr(s->exporter);
-}
-
-static int cut_by_hot_reset(struct setup *s)
-{
-	int r = __vfio_pci_device_hot_reset(s->exporter);
-
-	/* Other devices would be reset as well, or the bus has no reset. */
-	return r == -EINVAL || r == -ENODEV ? -EOPNOTSUPP : r;
-}
 
 static int cut_by_revoke(struct setup *s)
 {
@@ -365,16 +321,17 @@ static int cut_by_revoke(struct setup *s)
 	return __vfio_pci_dmabuf_revoke(s->exporter, s->fd);
 }
 
-static const struct cut cuts[] = {
-	{ "memory disable", cut_by_memory_disable },
-	{ "D3hot", cut_by_d3hot },
-	{ "low power", cut_by_low_power },
-	{ "reset", cut_by_reset },
-	{ "FLR", cut_by_flr },
-	{ "hot reset", cut_by_hot_reset },
-	/* The last one, for there is nothing to be had from the DMABUF then. */
-	{ "revoke", cut_by_revoke },
-};
+/* 0 with the memory accessible, -EOPNOTSUPP if the device does not know this one. */
+static int cut_act(struct setup *s, const struct cut *cut)
+{
+	int r;
+
+	if (!cut->begin)
+		return cut_by_revoke(s);
+
+	r = cut->begin(s->exporter);
+	return r || !cut->end ? r : cut->end(s->exporter);
+}
 
 /*
  * Begin a transfer into the slice, and return when it moves. That of edu-plus then
@@ -416,7 +373,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_import, cut_during_dma, 60)
 
 	for (i = 0; i < ARRAY_SIZE(cuts); i++) {
 		dma_begin(s);
-		r = cuts[i].act(s);
+		r = cut_act(s, &cuts[i]);
 		TH_LOG("%s: %d", cuts[i].name, r);
 		if (r == -EOPNOTSUPP) {
 			dma_abort(s);
@@ -435,7 +392,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_import, cut_during_dma, 60)
 		ASSERT_TRUE(dma_is_dead(s));
 
 		iommu_unmap_dmabuf(s->iommu, s->slice_iova, SLICE_SIZE);
-		ASSERT_EQ(cuts[i].act == cut_by_revoke ? -ENODEV : 0, map_slice(s, RW));
+		ASSERT_EQ(cuts[i].begin ? 0 : -ENODEV, map_slice(s, RW));
 	}
 }
 
@@ -444,87 +401,58 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_import, cut_during_dma, 60)
  * of the DMABUF, the importer and DMABUFs that are new always agree.
  */
 
-static int walk_memory_off(struct setup *s)
-{
-	vfio_pci_cmd_clear(s->exporter, PCI_COMMAND_MEMORY);
-	return 0;
-}
-
-static int walk_memory_on(struct setup *s)
-{
-	vfio_pci_cmd_set(s->exporter, PCI_COMMAND_MEMORY);
-	return 0;
-}
-
-static int walk_d3hot(struct setup *s)
-{
-	return __vfio_pci_set_power_state(s->exporter, 3);
-}
-
-static int walk_d0(struct setup *s)
-{
-	return __vfio_pci_set_power_state(s->exporter, 0);
-}
-
-static int walk_low_power(struct setup *s)
-{
-	return __vfio_pci_low_power_entry(s->exporter);
-}
-
-static int walk_exit(struct setup *s)
-{
-	return __vfio_pci_low_power_exit(s->exporter);
-}
+/* An eventfd, by which the device tells that it has woken up. */
+static int wakeup;
 
 /* It is the device that is to wake up, so it has to have fallen asleep. */
-static int walk_sleep(struct setup *s)
+static int fall_asleep(struct vfio_pci_device *device)
 {
-	return __vfio_pci_low_power_entry_with_wakeup(s->exporter, s->wakeup) ?:
-	       __vfio_pci_wait_suspended(s->exporter);
+	return __vfio_pci_low_power_entry_with_wakeup(device, wakeup) ?:
+	       __vfio_pci_wait_suspended(device);
 }
 
-static int walk_wake_up(struct setup *s)
+static int wake_up(struct vfio_pci_device *device)
 {
 	u64 count;
 
-	vfio_pci_config_readw(s->exporter, PCI_VENDOR_ID);
-	return read(s->wakeup, &count, sizeof(count)) == sizeof(count) ? 0 : -errno;
+	vfio_pci_config_readw(device, PCI_VENDOR_ID);
+	return read(wakeup, &count, sizeof(count)) == sizeof(count) ? 0 : -errno;
 }
 
 static const struct step {
 	const char *name;
-	int (*act)(struct setup *s);
+	int (*act)(struct vfio_pci_device *device);
 	bool accessible;
 	/* The device must not be talked to, or it wakes up. */
 	bool asleep;
 } steps[] = {
-	{ "memory off", walk_memory_off, false },
-	{ "reset, memory off", cut_by_reset, false },
-	{ "hot reset, memory off", cut_by_hot_reset, false },
-	{ "memory on", walk_memory_on, true },
-	{ "D3hot", walk_d3hot, false },
-	{ "memory off in D3hot", walk_memory_off, false },
-	{ "D0, memory off", walk_d0, false },
-	{ "memory on", walk_memory_on, true },
-	{ "memory on twice", walk_memory_on, true },
-	{ "D3hot", walk_d3hot, false },
-	{ "memory on in D3hot", walk_memory_on, false },
-	{ "D0", walk_d0, true },
-	{ "D3hot", walk_d3hot, false },
-	{ "reset in D3hot", cut_by_reset, true },
-	{ "D3hot", walk_d3hot, false },
-	{ "hot reset in D3hot", cut_by_hot_reset, true },
-	{ "FLR", cut_by_flr, true },
-	{ "low power", walk_low_power, false },
-	{ "memory on in low power", walk_memory_on, false },
-	{ "reset in low power", cut_by_reset, false },
-	{ "hot reset in low power", cut_by_hot_reset, false },
-	{ "low power exit", walk_exit, true },
-	{ "low power until wake-up", walk_sleep, false, true },
-	{ "wake-up", walk_wake_up, true },
-	{ "low power exit, awake", walk_exit, true },
-	{ "low power", walk_low_power, false },
-	{ "low power exit", walk_exit, true },
+	{ "memory off", __vfio_pci_memory_disable, false },
+	{ "reset, memory off", __vfio_pci_device_reset, false },
+	{ "hot reset, memory off", __vfio_pci_device_hot_reset, false },
+	{ "memory on", __vfio_pci_memory_enable, true },
+	{ "D3hot", __vfio_pci_d3hot_entry, false },
+	{ "memory off in D3hot", __vfio_pci_memory_disable, false },
+	{ "D0, memory off", __vfio_pci_d3hot_exit, false },
+	{ "memory on", __vfio_pci_memory_enable, true },
+	{ "memory on twice", __vfio_pci_memory_enable, true },
+	{ "D3hot", __vfio_pci_d3hot_entry, false },
+	{ "memory on in D3hot", __vfio_pci_memory_enable, false },
+	{ "D0", __vfio_pci_d3hot_exit, true },
+	{ "D3hot", __vfio_pci_d3hot_entry, false },
+	{ "reset in D3hot", __vfio_pci_device_reset, true },
+	{ "D3hot", __vfio_pci_d3hot_entry, false },
+	{ "hot reset in D3hot", __vfio_pci_device_hot_reset, true },
+	{ "FLR", __vfio_pci_device_flr, true },
+	{ "low power", __vfio_pci_low_power_entry, false },
+	{ "memory on in low power", __vfio_pci_memory_enable, false },
+	{ "reset in low power", __vfio_pci_device_reset, false },
+	{ "hot reset in low power", __vfio_pci_device_hot_reset, false },
+	{ "low power exit", __vfio_pci_low_power_exit, true },
+	{ "low power until wake-up", fall_asleep, false, true },
+	{ "wake-up", wake_up, true },
+	{ "low power exit, awake", __vfio_pci_low_power_exit, true },
+	{ "low power", __vfio_pci_low_power_entry, false },
+	{ "low power exit", __vfio_pci_low_power_exit, true },
 };
 
 /* 0 if the importer can map a DMABUF now, what is asked for is undone. */
@@ -577,21 +505,21 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_import, walk, 60)
 
 	vaddr = dmabuf_map(s->fd, 0, SLICE_SIZE);
 	s->try_iova = iova_allocator_alloc(s->iova_allocator, SZ_4K);
-	s->wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	ASSERT_GE(s->wakeup, 0);
+	wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ASSERT_GE(wakeup, 0);
 
 	for (i = 0; i < ARRAY_SIZE(steps); i++) {
 		const struct step *step = &steps[i];
 
 		TH_LOG("%s", step->name);
-		r = step->act(s);
+		r = step->act(s->exporter);
 		if (r == -EOPNOTSUPP)
 			SKIP(return, "The device does not know: %s", step->name);
 		ASSERT_EQ(0, r);
 		check_step(_metadata, s, step, vaddr);
 
 		/* What was mapped before the last outage does not come back. */
-		cut |= !step->accessible || step->act == cut_by_flr;
+		cut |= !step->accessible || step->act == __vfio_pci_device_flr;
 		if (cut && step->accessible) {
 			ASSERT_TRUE(dma_is_dead(s));
 			iommu_unmap_dmabuf(s->iommu, s->slice_iova, SLICE_SIZE);
@@ -602,7 +530,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_import, walk, 60)
 	}
 
 	dmabuf_unmap(vaddr, SLICE_SIZE);
-	ASSERT_EQ(0, close(s->wakeup));
+	ASSERT_EQ(0, close(wakeup));
 }
 
 /*

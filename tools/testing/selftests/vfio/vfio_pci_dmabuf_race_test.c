@@ -506,26 +506,22 @@ static int take_back(struct race *r)
 
 static int memory_off(struct race *r)
 {
-	vfio_pci_cmd_clear(r->device, PCI_COMMAND_MEMORY);
-	return 0;
+	return __vfio_pci_memory_disable(r->device);
 }
 
 static void memory_on(struct race *r)
 {
-	vfio_pci_cmd_set(r->device, PCI_COMMAND_MEMORY);
+	VFIO_ASSERT_EQ(__vfio_pci_memory_enable(r->device), 0);
 }
 
 static int memory_off_and_on(struct race *r)
 {
-	memory_off(r);
-	memory_on(r);
-	return 0;
+	return __vfio_pci_memory_disable(r->device) ?: __vfio_pci_memory_enable(r->device);
 }
 
 static int d3hot_and_back(struct race *r)
 {
-	return __vfio_pci_set_power_state(r->device, 3) ?:
-	       __vfio_pci_set_power_state(r->device, 0);
+	return __vfio_pci_d3hot_entry(r->device) ?: __vfio_pci_d3hot_exit(r->device);
 }
 
 /* An access in between by a call of the driver wakes it up for a moment. */
@@ -544,9 +540,6 @@ static int reset(struct race *r)
 {
 	int ret;
 
-	if (!(r->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
-		return -EOPNOTSUPP;
-
 	/* Somebody else may be at it in sysfs. */
 	do {
 		ret = __vfio_pci_device_reset(r->device);
@@ -557,10 +550,7 @@ static int reset(struct race *r)
 
 static int hot_reset(struct race *r)
 {
-	int ret = __vfio_pci_device_hot_reset(r->device);
-
-	/* Other devices would be reset as well, or the bus has no reset. */
-	return ret == -EINVAL || ret == -ENODEV ? -EOPNOTSUPP : ret;
+	return __vfio_pci_device_hot_reset(r->device);
 }
 
 /* Where no map of the BAR is left this is the end of what the device was open for. */
@@ -636,16 +626,6 @@ static void use_bar(struct race *r)
 	touch(r);
 }
 
-static void region_setup(struct race *r, struct dma_region *region, u64 size)
-{
-	region->vaddr = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-			     -1, 0);
-	VFIO_ASSERT_NE(region->vaddr, MAP_FAILED);
-	region->iova = iova_allocator_alloc(r->iova_allocator, size);
-	region->size = size;
-	iommu_map(r->iommu, region);
-}
-
 /* The device that reads by DMA what is lent, if there is one that can. */
 static void other_init(struct race *r)
 {
@@ -660,8 +640,8 @@ static void other_init(struct race *r)
 		return;
 	}
 
-	region_setup(r, &r->memory, SZ_4K);
-	region_setup(r, &other->driver.region, SZ_2M);
+	dma_region_setup(r->iommu, r->iova_allocator, &r->memory, SZ_4K);
+	dma_region_setup(r->iommu, r->iova_allocator, &other->driver.region, SZ_2M);
 	vfio_pci_driver_init(other);
 	r->other = other;
 }

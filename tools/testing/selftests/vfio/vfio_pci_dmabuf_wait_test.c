@@ -170,51 +170,24 @@ struct operation {
 	const char *name;
 
 	/* Runs in a child. 0 or -errno, -EOPNOTSUPP if the device cannot do it. */
-	int (*act)(struct setup *s);
+	int (*act)(struct vfio_pci_device *device);
 
 	/* Whether it has happened, by what the device says. */
 	bool (*done)(struct setup *s);
 
-	int (*undo)(struct setup *s);
+	int (*undo)(struct vfio_pci_device *device);
 };
-
-static int memory_disable(struct setup *s)
-{
-	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
-	return 0;
-}
 
 static bool memory_disabled(struct setup *s)
 {
 	return !(vfio_pci_config_readw(s->device, PCI_COMMAND) & PCI_COMMAND_MEMORY);
 }
 
-static int memory_enable(struct setup *s)
-{
-	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
-	return 0;
-}
-
-static int d3_enter(struct setup *s)
-{
-	return __vfio_pci_set_power_state(s->device, 3);
-}
-
-static bool d3_entered(struct setup *s)
+static bool d3hot_entered(struct setup *s)
 {
 	u8 pos = vfio_pci_find_capability(s->device, PCI_CAP_ID_PM);
 
 	return vfio_pci_config_readw(s->device, pos + PCI_PM_CTRL) & PCI_PM_CTRL_STATE_MASK;
-}
-
-static int d3_leave(struct setup *s)
-{
-	return __vfio_pci_set_power_state(s->device, 0);
-}
-
-static int low_power_enter(struct setup *s)
-{
-	return __vfio_pci_low_power_entry(s->device);
 }
 
 static bool low_power_entered(struct setup *s)
@@ -224,40 +197,16 @@ static bool low_power_entered(struct setup *s)
 	return __mmio_read32(s->bar, &value) == -EFAULT;
 }
 
-static int low_power_leave(struct setup *s)
-{
-	return __vfio_pci_low_power_exit(s->device);
-}
-
-static int flr(struct setup *s)
-{
-	return __vfio_pci_device_flr(s->device);
-}
-
-static int reset(struct setup *s)
-{
-	if (!(s->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
-		return -EOPNOTSUPP;
-
-	return __vfio_pci_device_reset(s->device);
-}
-
-static int hot_reset(struct setup *s)
-{
-	int r = __vfio_pci_device_hot_reset(s->device);
-
-	/* Other devices would be reset as well, or the bus has no reset. */
-	return r == -EINVAL || r == -ENODEV ? -EOPNOTSUPP : r;
-}
-
 static const struct operation operations[] = {
-	{ "memory disable", memory_disable, memory_disabled, memory_enable },
-	{ "D3hot", d3_enter, d3_entered, d3_leave },
-	{ "low power", low_power_enter, low_power_entered, low_power_leave },
+	{ "memory disable", __vfio_pci_memory_disable, memory_disabled,
+	  __vfio_pci_memory_enable },
+	{ "D3hot", __vfio_pci_d3hot_entry, d3hot_entered, __vfio_pci_d3hot_exit },
+	{ "low power", __vfio_pci_low_power_entry, low_power_entered,
+	  __vfio_pci_low_power_exit },
 	/* Those below are noticed by the count that edu-plus keeps of them. */
-	{ "FLR", flr },
-	{ "reset", reset },
-	{ "hot reset", hot_reset },
+	{ "FLR", __vfio_pci_device_flr },
+	{ "reset", __vfio_pci_device_reset },
+	{ "hot reset", __vfio_pci_device_hot_reset },
 };
 
 static u32 reset_count(struct setup *s)
@@ -282,6 +231,17 @@ static pid_t start(struct setup *s, int (*act)(struct setup *s))
 
 	if (!pid)
 		_exit(-act(s));
+
+	return pid;
+}
+
+/* The same of something that is done to the device. */
+static pid_t start_on_device(struct setup *s, int (*act)(struct vfio_pci_device *device))
+{
+	pid_t pid = process_fork();
+
+	if (!pid)
+		_exit(-act(s->device));
 
 	return pid;
 }
@@ -451,8 +411,8 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_wait, revoke_for_long, 60)
 	EXPECT_EQ(0, WEXITSTATUS(status));
 	EXPECT_TRUE(cpu_is_cut_off(s));
 
-	EXPECT_EQ(0, finish(start(s, memory_disable)));
-	EXPECT_EQ(0, memory_enable(s));
+	EXPECT_EQ(0, finish(start_on_device(s, __vfio_pci_memory_disable)));
+	EXPECT_EQ(0, __vfio_pci_memory_enable(s->device));
 	EXPECT_EQ(0, finish(start(s, be_a_neighbour)));
 
 	unimport(s);
@@ -513,14 +473,14 @@ static bool works_again(struct setup *s)
 /* Whether the device knows an operation, by one that need not wait. */
 static bool is_supported(struct setup *s, const struct operation *op)
 {
-	int r = finish(start(s, op->act));
+	int r = finish(start_on_device(s, op->act));
 
 	if (r == -EOPNOTSUPP)
 		return false;
 
 	VFIO_ASSERT_EQ(r, 0, "No %s\n", op->name);
 	if (op->undo)
-		VFIO_ASSERT_EQ(op->undo(s), 0);
+		VFIO_ASSERT_EQ(op->undo(s->device), 0);
 	return true;
 }
 
@@ -544,7 +504,7 @@ static void hold(struct __test_metadata *_metadata, struct setup *s,
 		 const struct operation *op, struct held *held)
 {
 	held->start_ms = now_ms();
-	held->pid = start(s, op->act);
+	held->pid = start_on_device(s, op->act);
 	ASSERT_TRUE(process_blocks(held->pid) || is_late(held->start_ms));
 	held->reader = hold_reader(_metadata, s, held->start_ms);
 }
@@ -570,7 +530,7 @@ static bool hold_killed(struct __test_metadata *_metadata, struct setup *s,
 	r = finish_by_kill(held.pid, held.start_ms);
 	if (r == -EAGAIN) {
 		finish(held.reader);
-		ASSERT_EQ(0, op->undo ? op->undo(s) : 0);
+		ASSERT_EQ(0, op->undo ? op->undo(s->device) : 0);
 		ASSERT_TRUE(works_again(s));
 		return false;
 	}
@@ -600,7 +560,7 @@ static void hold_signalled(struct __test_metadata *_metadata, struct setup *s,
 	if (op->done) {
 		EXPECT_EQ(-EFAULT, finish(held.reader));
 		EXPECT_TRUE(op->done(s));
-		EXPECT_EQ(0, op->undo(s));
+		EXPECT_EQ(0, op->undo(s->device));
 	} else {
 		EXPECT_EQ(0, finish(held.reader));
 		EXPECT_LT(resets, reset_count(s));

@@ -278,7 +278,7 @@ TEST_F(vfio_pci_hot_reset_set, d3hot)
 	struct member *m = OTHER;
 	int r;
 
-	r = __vfio_pci_set_power_state(m->device, 3);
+	r = __vfio_pci_d3hot_entry(m->device);
 	if (r == -EOPNOTSUPP)
 		SKIP(return, "%s has no power management", m->device->bdf);
 	ASSERT_EQ(0, r);

@@ -22,7 +22,6 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <sys/mman.h>
@@ -46,9 +45,8 @@
 #define RAM_SLICE_MAX		SZ_4M
 #define PAGE			SZ_4K
 
-/* Who a subordinate is, and the fd that it finds its socket at. */
+/* Who a subordinate is */
 #define NOBODY			65534
-#define SUBORDINATE_SOCKET	3
 
 /* Rounds of work before a subordinate says that it is busy. */
 #define ROUNDS			100
@@ -106,14 +104,6 @@ static __printf(1, 2) void note(const char *fmt, ...)
 	vprintf(fmt, args);
 	va_end(args);
 	printf("\n");
-}
-
-static u64 now_us(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000ULL + now.tv_nsec / 1000;
 }
 
 /*
@@ -735,14 +725,10 @@ static void child_start(struct demo *demo, int number)
 
 	if (!pid) {
 		/* Leave everything of the primary behind: fds, memory, privileges. */
-		VFIO_ASSERT_EQ(dup2(sub->its_socket, SUBORDINATE_SOCKET), SUBORDINATE_SOCKET);
-		VFIO_ASSERT_EQ(fcntl(SUBORDINATE_SOCKET, F_SETFD, 0), 0);
-		VFIO_ASSERT_EQ(close_range(SUBORDINATE_SOCKET + 1, UINT_MAX, 0), 0);
 		VFIO_ASSERT_EQ(setgroups(0, NULL), 0);
 		VFIO_ASSERT_EQ(setresgid(NOBODY, NOBODY, NOBODY), 0);
 		VFIO_ASSERT_EQ(setresuid(NOBODY, NOBODY, NOBODY), 0);
-		execl("/proc/self/exe", "subordinate", "--subordinate", demo->bdf, NULL);
-		_exit(KSFT_FAIL);
+		subordinate_exec(sub->its_socket, demo->bdf);
 	}
 
 	VFIO_ASSERT_EQ(close(sub->its_socket), 0);
@@ -1625,7 +1611,7 @@ int main(int argc, char *argv[])
 	/* A report that is cut short still shows how far it came. */
 	setvbuf(stdout, NULL, _IOLBF, 0);
 
-	if (argc == 3 && !strcmp(argv[1], "--subordinate"))
+	if (argc == 3 && !strcmp(argv[1], SUBORDINATE_ARG))
 		return child_main(argv[2]);
 
 	return observer_main(vfio_selftests_get_bdf(&argc, argv));

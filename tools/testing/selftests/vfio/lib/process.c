@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -19,21 +20,18 @@
 
 #include <libvfio.h>
 
-/* The fd that a subordinate finds its socket at. */
-#define SUBORDINATE_SOCKET	3
-
 /* Enough to upset whoever cannot stand a DMABUF that is held by O_PATH. */
 #define MAX_PINS		64
 
 /* There is nothing else in a subordinate's IOAS. */
 #define IMPORT_IOVA		SZ_1M
 
-u64 now_ms(void)
+u64 now_us(void)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
+	return now.tv_sec * 1000000ULL + now.tv_nsec / 1000;
 }
 
 u64 number_from_env(const char *name, u64 otherwise)
@@ -65,6 +63,20 @@ pid_t process_fork(void)
 	}
 
 	return pid;
+}
+
+int process_count_fds(void)
+{
+	struct dirent *entry;
+	int nr = 0;
+	DIR *dir;
+
+	dir = opendir("/proc/self/fd");
+	VFIO_ASSERT_NOT_NULL(dir);
+	while ((entry = readdir(dir)))
+		nr++;
+	VFIO_ASSERT_EQ(closedir(dir), 0);
+	return nr;
 }
 
 int process_exit_status(pid_t pid)
@@ -302,6 +314,14 @@ int subordinate_main(int (*other)(int fd, u64 size, u32 value))
 	return subordinate_serve(&p, other);
 }
 
+/* No other fd is left of the other process, and of other subordinates. */
+static void subordinate_keep_socket(int socket)
+{
+	VFIO_ASSERT_EQ(dup2(socket, SUBORDINATE_SOCKET), SUBORDINATE_SOCKET);
+	VFIO_ASSERT_EQ(fcntl(SUBORDINATE_SOCKET, F_SETFD, 0), 0);
+	VFIO_ASSERT_EQ(close_range(SUBORDINATE_SOCKET + 1, UINT_MAX, 0), 0);
+}
+
 /* Returns twice, as fork() does: true in the subordinate. */
 static bool subordinate_split(struct subordinate *sub)
 {
@@ -311,9 +331,7 @@ static bool subordinate_split(struct subordinate *sub)
 
 	sub->pid = process_fork();
 	if (!sub->pid) {
-		/* No fd is left of the other process, and of other subordinates. */
-		dup2(sockets[1], SUBORDINATE_SOCKET);
-		close_range(SUBORDINATE_SOCKET + 1, UINT_MAX, 0);
+		subordinate_keep_socket(sockets[1]);
 		return true;
 	}
 
@@ -323,15 +341,17 @@ static bool subordinate_split(struct subordinate *sub)
 	return false;
 }
 
+void subordinate_exec(int socket, const char *arg)
+{
+	subordinate_keep_socket(socket);
+	execl("/proc/self/exe", "subordinate", SUBORDINATE_ARG, arg, NULL);
+	_exit(KSFT_FAIL);
+}
+
 void subordinate_start(struct subordinate *sub)
 {
-	if (!subordinate_split(sub))
-		return;
-
-	/* Nor is any memory. */
-	fcntl(SUBORDINATE_SOCKET, F_SETFD, 0);
-	execl("/proc/self/exe", "subordinate", SUBORDINATE_ARG, NULL);
-	_exit(KSFT_FAIL);
+	if (subordinate_split(sub))
+		subordinate_exec(SUBORDINATE_SOCKET, NULL);
 }
 
 void subordinate_fork(struct subordinate *sub, void *vaddr)

@@ -20,8 +20,13 @@
  */
 #define PROMPT_MS	5000
 
-/* Milliseconds of CLOCK_MONOTONIC. */
-u64 now_ms(void);
+/* Microseconds and milliseconds of CLOCK_MONOTONIC. */
+u64 now_us(void);
+
+static inline u64 now_ms(void)
+{
+	return now_us() / 1000;
+}
 
 /**
  * number_from_env() - What the environment asks a test for.
@@ -48,6 +53,9 @@ pid_t process_fork(void);
  * the status of the child that does it.
  */
 int __vfio_pci_rebind(const char *bdf);
+
+/* How many fds the process has, in terms that are good for a comparison. */
+int process_count_fds(void);
 
 /* Wait for a child that ends by itself, and return what it gave to _exit(). */
 int process_exit_status(pid_t pid);
@@ -109,8 +117,9 @@ enum subordinate_operation {
 /* How long a subordinate may take to answer, if nothing else is said. */
 #define SUBORDINATE_TIMEOUT_S	20
 
-/* What main() finds in argv[1] if it is that of a subordinate. */
+/* What main() finds in argv[1] if it is that of a subordinate, and its socket's fd. */
 #define SUBORDINATE_ARG		"--subordinate"
+#define SUBORDINATE_SOCKET	3
 
 /**
  * subordinate_main() - All that main() has to do in a subordinate.
@@ -120,6 +129,16 @@ enum subordinate_operation {
 int subordinate_main(int (*other)(int fd, u64 size, u32 value));
 
 void subordinate_start(struct subordinate *sub);
+
+/**
+ * subordinate_exec() - Have the calling process, a child, run a program's main() anew.
+ * @socket: All that it keeps, other than standard input, output and error: neither
+ *	fds nor memory of its parent.
+ * @arg: What it finds in argv[2], or NULL.
+ *
+ * Does not return.
+ */
+void subordinate_exec(int socket, const char *arg);
 
 /**
  * subordinate_fork() - Start one that has the maps of its parent, but no fds.
