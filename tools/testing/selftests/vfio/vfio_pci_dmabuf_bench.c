@@ -263,35 +263,48 @@ static void bench_ranges(struct bench *b, u32 nr_ranges, bool can_map)
 	report(name, median(faults, ROUNDS), "4 KiB page");
 }
 
-/* A process that maps a DMABUF, touches it, says so, and waits to be killed. */
-static pid_t holder_start(int fd, u64 size, u64 skew, const int *ready)
+/* A process that has mapped and touched a DMABUF, and waits to be killed. */
+static pid_t holder_start(int fd, u64 size, u64 skew)
 {
-	pid_t pid = process_fork();
+	int ready[2];
 	void *vaddr;
+	pid_t pid;
+	char c;
 
-	if (pid)
-		return pid;
+	VFIO_ASSERT_EQ(pipe(ready), 0);
+	pid = process_fork();
+	if (!pid) {
+		vaddr = map_at(fd, 0, size, SZ_2M, skew);
+		touch(vaddr, size, PAGE);
+		VFIO_ASSERT_EQ(write(ready[1], "", 1), 1);
+		for (;;)
+			pause();
+	}
 
-	vaddr = map_at(fd, 0, size, SZ_2M, skew);
-	touch(vaddr, size, PAGE);
-	VFIO_ASSERT_EQ(write(ready[1], "", 1), 1);
-	for (;;)
-		pause();
+	VFIO_ASSERT_EQ(read(ready[0], &c, 1), 1);
+	VFIO_ASSERT_EQ(close(ready[0]), 0);
+	VFIO_ASSERT_EQ(close(ready[1]), 0);
+	return pid;
+}
+
+static void holder_stop(pid_t pid)
+{
+	int status;
+
+	VFIO_ASSERT_EQ(kill(pid, SIGKILL), 0);
+	VFIO_ASSERT_EQ(waitpid(pid, &status, 0), pid);
 }
 
 static void bench_revoke(struct bench *b, u64 skew, int nr_processes)
 {
 	pid_t *pids = calloc_assert(nr_processes, sizeof(*pids));
-	int ready[2], i, fd, status;
 	u64 size = SZ_64M, start;
-	char name[64], c;
+	char name[64];
+	int i, fd;
 
 	fd = vfio_pci_dmabuf_export_range(b->device, b->index, 0, size);
-	VFIO_ASSERT_EQ(pipe(ready), 0);
-	for (i = 0; i < nr_processes; i++) {
-		pids[i] = holder_start(fd, size, skew, ready);
-		VFIO_ASSERT_EQ(read(ready[0], &c, 1), 1);
-	}
+	for (i = 0; i < nr_processes; i++)
+		pids[i] = holder_start(fd, size, skew);
 
 	start = now_ns();
 	vfio_pci_dmabuf_revoke(b->device, fd);
@@ -299,12 +312,8 @@ static void bench_revoke(struct bench *b, u64 skew, int nr_processes)
 		 skew ? "4 KiB" : "2 MiB", nr_processes);
 	report(name, now_ns() - start, "call");
 
-	for (i = 0; i < nr_processes; i++) {
-		VFIO_ASSERT_EQ(kill(pids[i], SIGKILL), 0);
-		VFIO_ASSERT_EQ(waitpid(pids[i], &status, 0), pids[i]);
-	}
-	VFIO_ASSERT_EQ(close(ready[0]), 0);
-	VFIO_ASSERT_EQ(close(ready[1]), 0);
+	for (i = 0; i < nr_processes; i++)
+		holder_stop(pids[i]);
 	VFIO_ASSERT_EQ(close(fd), 0);
 	free(pids);
 }
@@ -318,8 +327,8 @@ static void bench_subordinates(struct bench *b)
 	pid_t *pids = calloc_assert(SUBORDINATES, sizeof(*pids));
 	int *fds = calloc_assert(SUBORDINATES, sizeof(*fds));
 	u64 samples[ROUNDS], start;
-	int ready[2], i, status;
-	char name[64], c;
+	char name[64];
+	int i;
 
 	/* Nor the maps of the BARs that libvfio made, from here on. */
 	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
@@ -329,11 +338,9 @@ static void bench_subordinates(struct bench *b)
 			VFIO_ASSERT_EQ(madvise(bar->vaddr, bar->info.size, MADV_DONTFORK), 0);
 	}
 
-	VFIO_ASSERT_EQ(pipe(ready), 0);
 	for (i = 0; i < SUBORDINATES; i++) {
 		fds[i] = vfio_pci_dmabuf_export_range(b->device, b->index, (u64)i * PAGE, PAGE);
-		pids[i] = holder_start(fds[i], PAGE, 0, ready);
-		VFIO_ASSERT_EQ(read(ready[0], &c, 1), 1);
+		pids[i] = holder_start(fds[i], PAGE, 0);
 	}
 
 	for (i = 0; i < ROUNDS; i++) {
@@ -352,12 +359,9 @@ static void bench_subordinates(struct bench *b)
 	vfio_pci_cmd_set(b->device, PCI_COMMAND_MEMORY);
 
 	for (i = 0; i < SUBORDINATES; i++) {
-		VFIO_ASSERT_EQ(kill(pids[i], SIGKILL), 0);
-		VFIO_ASSERT_EQ(waitpid(pids[i], &status, 0), pids[i]);
+		holder_stop(pids[i]);
 		VFIO_ASSERT_EQ(close(fds[i]), 0);
 	}
-	VFIO_ASSERT_EQ(close(ready[0]), 0);
-	VFIO_ASSERT_EQ(close(ready[1]), 0);
 	free(pids);
 	free(fds);
 }

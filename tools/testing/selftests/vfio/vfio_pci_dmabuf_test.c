@@ -2484,7 +2484,7 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining)
 	dmabuf_unmap(later, s->page_size);
 }
 
-/* A huge page has its bits elsewhere; pieces and copies of a map keep them. */
+/* What is mapped ahead has the attribute of the mapping, too. */
 TEST_F(vfio_pci_dmabuf_memattr, write_combining_ahead)
 {
 	struct setup *s = &self->s;
@@ -2510,6 +2510,7 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining_ahead)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* A huge page has its bits elsewhere; pieces and copies of a map keep them. */
 TEST_F(vfio_pci_dmabuf_memattr, write_combining_huge)
 {
 	struct setup *s = &self->s;
