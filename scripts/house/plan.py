@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the VM runs: the stack's programs, each on the devices that it needs."""
+
+import re
+
+from . import builds
+from .common import Failure
+
+# The device that a program runs on, or those that it needs
+BDF = {"edu-plus": "${EDU_PLUS_BDFS%% *}", "edu": "$EDU_BDFS",
+       "bochs": "$BOCHS_BDFS"}
+# Those that need several: peer-to-peer DMA is between two, and one may disturb
+# another
+DEVICES = {
+    "vfio_pci_dmabuf_import_test": "$EDU_PLUS_BDFS",
+    "vfio_pci_dmabuf_race_test": "$EDU_PLUS_BDFS",
+    "vfio_pci_dmabuf_test": "$EDU_PLUS_BDFS",
+    "vfio_pci_dmabuf_wait_test": "$EDU_PLUS_BDFS",
+    "vfio_pci_hot_reset_set_test": "$EDU_PLUS_PAIR",
+}
+# What exports DMABUFs
+NEEDS_P2PDMA = re.compile("dmabuf|hot_reset_set")
+# What unplugs the first edu-plus and plugs it in again, see scripts/guest/host
+HOTPLUG = {
+    "vfio_pci_dmabuf_life_test":
+        'VFIO_SELFTESTS_UNPLUG="host device_del plus0" '
+        'VFIO_SELFTESTS_PLUG="host device_add edu-plus,id=plus0,bus=rp0" ',
+}
+# What is run on the edu-plus with a large BAR, the last one
+LARGE = "${EDU_PLUS_BDFS##* }"
+ON_LARGE = {
+    "vfio_pci_bar_map_test": "-f vfio_pci_bar_map_one_mode",
+    "vfio_pci_dmabuf_test": "-t gigantic_pages -t gigantic_pages_move "
+                            "-t write_combining_gigantic -t huge_pages_unaided",
+}
+LIMIT = 600             # seconds for a program; on a busy machine one took 271
+
+
+def write_plan(path, lines):
+    """Write a plan for scripts/vm: name, limit in seconds, command."""
+    path.write_text("".join(f"{name}\t{limit}\t{command}\n"
+                            for name, limit, command in lines))
+    return path
+
+
+def selftests_plan(programs, devices=("edu-plus", "edu")):
+    """Lines of the plan: KUnit, all programs on each device, some on LARGE."""
+    tree, commits = builds.source("linux")
+    suites = builds.kunit_suites(tree, commits[-1])
+    if not suites:
+        raise Failure("the stack has no KUnit suite")
+    if devices != ("edu",):     # that VM is one beside another
+        yield "kunit", 60, f"kunit {' '.join(suites)}"
+    names = [line.split(":")[1] for line in
+             (programs / "kselftest-list.txt").read_text().split()]
+    wanted = builds.programs(tree, commits[-1])
+    if not wanted or set(wanted) != set(names):
+        raise Failure(f"built {sorted(names)}, the Makefile has "
+                      f"{sorted(wanted)}")
+    for device in devices:
+        for name in names:
+            if name in DEVICES and device == "edu-plus":
+                yield f"{name}.{device}", LIMIT, f"{name} {DEVICES[name]}"
+            elif name not in builds.NOT_HERE:
+                plug = HOTPLUG.get(name, "") if device == "edu-plus" else ""
+                yield f"{name}.{device}", LIMIT, f"{plug}{name} {BDF[device]}"
+    for name, tests in ON_LARGE.items() if "edu-plus" in devices else ():
+        yield f"{name}.1GiB", LIMIT, f"{name} {tests} {LARGE}"
