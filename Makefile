@@ -45,6 +45,10 @@ bisect: ## each commit x configuration x test, resumable (hours)
 mutants: deps ## break the driver in one place after the other: a test must notice
 	@scripts/mutants $(if $(ONLY),--only $(ONLY))
 
+.PHONY: coverage
+coverage: deps ## which lines of the stack the tests reach, and why not the rest
+	@scripts/coverage
+
 .PHONY: bench
 bench: deps ## what mappings cost: the base kernel beside ours, in instructions
 	@scripts/bench

@@ -18,6 +18,7 @@ from pathlib import Path
 from .base import base_repo
 from .common import (ROOT, Failure, build_dir, cache_dir, cached, digest, git,
                      lock, run_logged)
+from .lines import touched
 from .stack import BASE_REF, compose, prepare_repository, stack_id, stacks
 
 ARCHES = {  # name -> (ARCH of kbuild, cross compiler, image)
@@ -30,6 +31,8 @@ FLAVOURS = {
     "x86_64": ("x86_64", ("base", "x86_64")),
     "debug": ("x86_64", ("base", "x86_64", "debug")),
     "faults": ("x86_64", ("base", "x86_64", "fault-injection")),
+    "gcov": ("x86_64", ("base", "x86_64", "fault-injection", "gcov")),
+    "kcsan": ("x86_64", ("base", "x86_64", "kcsan")),
     "nop2pdma": ("x86_64", ("base", "x86_64", "nop2pdma")),
     "i386": ("i386", ("base", "i386")),
     "arm64": ("arm64", ("base", "arm64")),
@@ -224,7 +227,17 @@ def kernel_key(tree, commit, flavour):
     cross = ARCHES[arch][1]
     return digest("with log", kernel_hash(tree, commit), arch, compiler(cross),
                   *(ROOT / "configs" / f"{f}.config" for f in fragments),
+                  *profile(tree, commit, flavour),
                   ROOT / "scripts" / "kconfig")[:24]
+
+
+def profile(tree, commit, flavour):
+    """Variables of kbuild that have gcov count what the stack touches."""
+    if flavour != "gcov":
+        return []
+    base = git("rev-parse", BASE_REF, cwd=tree)
+    return [f"GCOV_PROFILE_{Path(path).stem}.o=y"
+            for path in touched(tree, base, commit) if path.endswith(".c")]
 
 
 @contextlib.contextmanager
@@ -236,7 +249,8 @@ def kernel_objects(tree, commit, flavour, log):
         check_out(tree, commit)
         configure(tree, commit, flavour, objects, log)
         run_logged(["make", "-C", tree, f"O={objects}", jobs(),
-                    f"CC=ccache {cross}gcc", Path(image).name], log,
+                    f"CC=ccache {cross}gcc",
+                    *profile(tree, commit, flavour), Path(image).name], log,
                    env=env, progress=count_objects)
         yield objects, objects / image
 
@@ -252,6 +266,10 @@ def kernel(tree, commit, flavour, log):
             shutil.copy2(objects / ".config", new / "config")
             shutil.copy2(objects / "System.map", new / "System.map")
             shutil.copy2(log, new / "log")
+            for name in objects.rglob("*.gcno"):
+                where = new / "gcno" / name.relative_to(objects)
+                where.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(name, where)
     return place
 
 
