@@ -26,6 +26,10 @@ HOTPLUG = {
         'VFIO_SELFTESTS_UNPLUG="host device_del plus0" '
         'VFIO_SELFTESTS_PLUG="host device_add edu-plus,id=plus0,bus=rp0" ',
 }
+# What programs do only if they are asked to, for it disturbs the whole machine
+ASKS = {
+    "vfio_pci_bar_map_test": "VFIO_SELFTESTS_FILE_MAX=1 ",
+}
 # What is run on the edu-plus with a large BAR, the last one
 LARGE = "${EDU_PLUS_BDFS##* }"
 ON_LARGE = {
@@ -62,7 +66,9 @@ def selftests_plan(programs, devices=("edu-plus", "edu")):
             if name in DEVICES and device == "edu-plus":
                 yield f"{name}.{device}", LIMIT, f"{name} {DEVICES[name]}"
             elif name not in builds.NOT_HERE:
-                plug = HOTPLUG.get(name, "") if device == "edu-plus" else ""
-                yield f"{name}.{device}", LIMIT, f"{plug}{name} {BDF[device]}"
+                env = HOTPLUG.get(name, "") if device == "edu-plus" else ""
+                env += ASKS.get(name, "")
+                yield f"{name}.{device}", LIMIT, f"{env}{name} {BDF[device]}"
     for name, tests in ON_LARGE.items() if "edu-plus" in devices else ():
-        yield f"{name}.1GiB", LIMIT, f"{name} {tests} {LARGE}"
+        env = ASKS.get(name, "")
+        yield f"{name}.1GiB", LIMIT, f"{env}{name} {tests} {LARGE}"

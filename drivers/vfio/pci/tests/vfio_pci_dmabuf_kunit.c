@@ -17,6 +17,8 @@
 #include <linux/pci.h>
 #include <linux/pci-p2pdma.h>
 #include <linux/unaligned.h>
+#include <linux/wait_bit.h>
+#include <linux/workqueue.h>
 
 #include "../vfio_pci_priv.h"
 
@@ -39,6 +41,11 @@ struct dmabuf_test {
 	struct p2pdma_provider provider;
 	struct device *importer;
 	unsigned int nr_invalidated;
+
+	/* What an importer has that takes its time to let go of a buffer */
+	struct vfio_pci_dma_buf *mapped;
+	struct delayed_work let_go;
+	bool has_let_go;
 };
 
 static const struct vfio_device_ops device_ops = {
@@ -58,6 +65,30 @@ static void count_invalidate(struct dma_buf_attachment *attachment)
 static const struct dma_buf_attach_ops importer_ops = {
 	.allow_peer2peer = true,
 	.invalidate_mappings = count_invalidate,
+};
+
+static void let_go(struct work_struct *work)
+{
+	struct dmabuf_test *ctx = container_of(to_delayed_work(work),
+					       struct dmabuf_test, let_go);
+	struct vfio_pci_dma_buf *priv = ctx->mapped;
+
+	dma_resv_lock(&priv->resv, NULL);
+	WRITE_ONCE(ctx->has_let_go, true);
+	store_release_wake_up(&priv->nr_maps, 0);
+	dma_resv_unlock(&priv->resv);
+}
+
+static void let_go_later(struct dma_buf_attachment *attachment)
+{
+	struct dmabuf_test *ctx = attachment->importer_priv;
+
+	schedule_delayed_work(&ctx->let_go, msecs_to_jiffies(20));
+}
+
+static const struct dma_buf_attach_ops importer_ops_slow = {
+	.allow_peer2peer = true,
+	.invalidate_mappings = let_go_later,
 };
 
 static const struct dma_buf_attach_ops importer_ops_no_peer2peer = {
@@ -210,16 +241,23 @@ static void detach_action(void *data)
 }
 
 /* Attached until the end of the test */
-static struct dma_buf_attachment *stay_attached(struct kunit *test,
-						struct vfio_pci_dma_buf *priv)
+static struct dma_buf_attachment *
+stay_attached_by(struct kunit *test, struct vfio_pci_dma_buf *priv,
+		 const struct dma_buf_attach_ops *ops)
 {
 	struct dma_buf_attachment *attachment;
 
-	attachment = attach(test, priv, &importer_ops);
+	attachment = attach(test, priv, ops);
 	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, attachment);
 	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test, detach_action,
 							   attachment));
 	return attachment;
+}
+
+static struct dma_buf_attachment *stay_attached(struct kunit *test,
+						struct vfio_pci_dma_buf *priv)
+{
+	return stay_attached_by(test, priv, &importer_ops);
 }
 
 static int try_map(struct dma_buf_attachment *attachment)
@@ -433,6 +471,51 @@ static void vfio_pci_invalidate(struct kunit *test)
 	hold(ctx->vdev);
 	unhold(ctx->vdev);
 	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 2);
+}
+
+/* What revokes a buffer returns when its importers have let go of it */
+static void expect_wait(struct kunit *test,
+			void (*act)(struct kunit *test,
+				    struct vfio_pci_dma_buf *priv))
+{
+	struct vfio_pci_dma_buf *priv;
+	struct dmabuf_test *ctx = test->priv;
+
+	if (!IS_ENABLED(CONFIG_PCI_P2PDMA))
+		kunit_skip(test, "no peer-to-peer DMA");
+
+	priv = create_importable(test);
+	INIT_DELAYED_WORK(&ctx->let_go, let_go);
+	ctx->mapped = priv;
+	stay_attached_by(test, priv, &importer_ops_slow);
+	/* As the buffer has it when it is mapped by one that is a PCI device */
+	dma_resv_lock(&priv->resv, NULL);
+	priv->nr_maps = 1;
+	dma_resv_unlock(&priv->resv);
+
+	act(test, priv);
+	KUNIT_EXPECT_TRUE(test, READ_ONCE(ctx->has_let_go));
+	flush_delayed_work(&ctx->let_go);
+}
+
+static void revoke_and_wait(struct kunit *test, struct vfio_pci_dma_buf *priv)
+{
+	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_revoke(priv->vdev, priv));
+}
+
+static void vfio_pci_revoke_waits(struct kunit *test)
+{
+	expect_wait(test, revoke_and_wait);
+}
+
+static void close_and_wait(struct kunit *test, struct vfio_pci_dma_buf *priv)
+{
+	vfio_pci_dma_buf_cleanup(priv->vdev);
+}
+
+static void vfio_pci_close_waits(struct kunit *test)
+{
+	expect_wait(test, close_and_wait);
 }
 
 /* A new buffer is in the state that the device is in */
@@ -683,6 +766,8 @@ static struct kunit_case vfio_pci_dmabuf_cases[] = {
 	KUNIT_CASE(vfio_pci_attach_closed),
 	KUNIT_CASE(vfio_pci_map_revoked),
 	KUNIT_CASE(vfio_pci_invalidate),
+	KUNIT_CASE(vfio_pci_revoke_waits),
+	KUNIT_CASE(vfio_pci_close_waits),
 	KUNIT_CASE(vfio_pci_status_of_new),
 	KUNIT_CASE(vfio_pci_status_holds),
 	KUNIT_CASE(vfio_pci_status_memory_off),

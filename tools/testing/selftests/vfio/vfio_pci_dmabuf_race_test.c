@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -61,6 +62,11 @@
 #define TAG		0x1e470000
 #define SECRET		0x5ec20000
 
+/* Behind the first word of the first page: what an eventfd writes there, and in time. */
+#define RING_OFFSET	8
+#define RING		0x51600000
+#define RING_LIMIT_MS	10000
+
 #define MAX_ERRORS	2
 
 static const char *device_bdf;
@@ -86,6 +92,9 @@ struct race {
 	void *bar;
 	int fd;
 	void *vaddr;
+
+	/* What writes to the BAR when it is signalled. */
+	struct vfio_device_ioeventfd ioeventfd;
 
 	/* What some actions leave for the look at what came of it. */
 	int fds[NR_TIMES];
@@ -336,6 +345,14 @@ static int import_lent(struct race *r)
 	}
 
 	return 0;
+}
+
+/* The kernel writes to the BAR by itself, at once or when it may. */
+static int ring(struct race *r)
+{
+	u64 value = 1;
+
+	return write(r->ioeventfd.fd, &value, sizeof(value)) == sizeof(value) ? 0 : -errno;
 }
 
 /* Cut it into pieces, one of which moves away. */
@@ -626,6 +643,20 @@ static void use_bar(struct race *r)
 	touch(r);
 }
 
+static void use_ioeventfd(struct race *r)
+{
+	mmio_write32(r->bar + RING_OFFSET, 0);
+	r->ioeventfd = (struct vfio_device_ioeventfd) {
+		.argsz = sizeof(r->ioeventfd),
+		.flags = VFIO_DEVICE_IOEVENTFD_32,
+		.offset = r->device->bars[r->index].info.offset + RING_OFFSET,
+		.data = RING,
+		.fd = eventfd(0, EFD_CLOEXEC),
+	};
+	VFIO_ASSERT_GE(r->ioeventfd.fd, 0);
+	ioctl_assert(r->device->fd, VFIO_DEVICE_IOEVENTFD, &r->ioeventfd);
+}
+
 /* The device that reads by DMA what is lent, if there is one that can. */
 static void other_init(struct race *r)
 {
@@ -732,6 +763,21 @@ static void back_again(struct race *r, int result)
 	expect_alive(r, r->bar);
 	if (r->fd >= 0)
 		expect_alive_fd(r, r->fd);
+}
+
+/* What has been asked of the kernel has been put off, and not been lost. */
+static void rung(struct race *r, int result)
+{
+	u64 end = now_ns() + RING_LIMIT_MS * (NSEC_PER_SEC / 1000);
+	int fd = r->ioeventfd.fd;
+
+	back_again(r, result);
+	while (mmio_read32(r->bar + RING_OFFSET) != RING)
+		VFIO_ASSERT_LT(now_ns(), end);
+
+	r->ioeventfd.fd = -1;
+	ioctl_assert(r->device->fd, VFIO_DEVICE_IOEVENTFD, &r->ioeventfd);
+	VFIO_ASSERT_EQ(close(fd), 0);
 }
 
 static void back_with_exports(struct race *r, int result)
@@ -924,8 +970,11 @@ FIXTURE_SETUP(vfio_pci_dmabuf_race)
 	/* The tests have maps of their own, which they can do without. */
 	vfio_pci_bar_unmap_all(r->device);
 	r->iova = iova_allocator_alloc(r->iova_allocator, r->size);
-	if (variant->prepare == use_other)
+	if (variant->prepare == use_other) {
 		other_init(r);
+		if (!r->other)
+			TH_LOG("No other device: whether DMA reaches anything is not looked at");
+	}
 }
 
 FIXTURE_TEARDOWN(vfio_pci_dmabuf_race)
@@ -970,6 +1019,8 @@ PAIR(read_reset, read_lent, reset, back_again);
 PAIR(read_hot_reset, read_lent, hot_reset, back_again);
 PAIR(bar_read_reset, read_bar, reset, back_again);
 PAIR(bar_read_reset_huge, read_bar, reset, back_again, .huge = true);
+PAIR(ring_reset, ring, reset, rung, use_ioeventfd);
+PAIR(memory_off_reset, memory_off_and_on, reset, back_again);
 PAIR(export_reset, export_several, reset, back_with_exports);
 PAIR(export_memory_off, export_several, memory_off_and_on, back_with_exports);
 PAIR(export_outage, export_several, memory_off, gone_with_exports);
@@ -1020,6 +1071,8 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_race, both, 3600)
 	if (variant->two == change_attribute &&
 	    !vfio_pci_has_feature(r->device, FEATURE_MEMATTR))
 		SKIP(return, "The kernel has no memory attributes");
+	if (before < 0)
+		TH_LOG("No debugfs: leaks are not looked at");
 
 	for (round = 0; round < nr || (!both && round < nr * MAX_FACTOR); round++) {
 		round_begin(r);

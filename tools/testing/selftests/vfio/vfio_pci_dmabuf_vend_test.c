@@ -108,12 +108,11 @@ static int dmabuf_bind(int fd)
 	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
 	int r;
 
+	/* Without one it is a bad fd that must not be looked at. */
 	bind.iommufd = open("/dev/iommu", O_RDWR);
-	if (bind.iommufd < 0)
-		return -ENOTTY;
-
 	r = dmabuf_ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, &bind);
-	close(bind.iommufd);
+	if (bind.iommufd >= 0)
+		close(bind.iommufd);
 	return r;
 }
 
@@ -521,6 +520,10 @@ TEST_F(vfio_pci_dmabuf_vend, reset)
 /* Enough not to mistake what others allocate meanwhile for something of theirs. */
 #define MANY_EXPORTS	4000
 
+/* The least that each takes, with a file and an inode, and how often to look. */
+#define EXPORT_SIZE	SZ_512
+#define ACCOUNT_ATTEMPTS 3
+
 /* Enough for the kernel to need more than a few pages at once. */
 #define MANY_RANGES	4096
 
@@ -618,6 +621,9 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_vend, memory_limit, 60)
 	long nr_dmabufs = dmabuf_count();
 	char limit[32];
 
+	if (nr_dmabufs < 0)
+		TH_LOG("No debugfs: leaks are not looked at");
+
 	snprintf_assert(limit, sizeof(limit), "%u", CGROUP_LIMIT);
 	if (!cgroup_make(limit))
 		SKIP(return, "No limits of memory: they need cgroup2 at " CGROUP_ROOT);
@@ -648,10 +654,10 @@ static u64 file_value(const char *path, const char *key)
 	return value;
 }
 
-/* Of the kernel's small objects, in bytes. */
+/* Of the kernel's small objects, in bytes. What is taken of it can be negative. */
 struct memory {
-	u64 charged;
-	u64 allocated;
+	s64 charged;
+	s64 allocated;
 };
 
 static struct memory memory_now(void)
@@ -684,16 +690,24 @@ static void measure_exports(struct setup *s, struct memory *taken)
 	_exit(KSFT_PASS);
 }
 
+static bool is_accounted(const struct memory *taken)
+{
+	return taken->allocated >= MANY_EXPORTS * EXPORT_SIZE &&
+	       taken->charged >= taken->allocated / 10 * 9;
+}
+
 /*
  * What the kernel allocates for a DMABUF is on the account of who exports it. Not only
  * a part of it, by which a limit is reached as well, if later: that struct dma_buf is
- * missing shows here. Something much smaller does not.
+ * missing shows here. Something much smaller does not. Nor is there a way to keep
+ * others from allocating and freeing: once without that is enough.
  */
-TEST_F_TIMEOUT(vfio_pci_dmabuf_vend, memory_account, 60)
+TEST_F_TIMEOUT(vfio_pci_dmabuf_vend, memory_account, 90)
 {
 	struct setup *s = &self->s;
+	bool accounted = false;
 	struct memory *taken;
-	int status;
+	int i, status;
 	pid_t pid;
 
 	/* Whose record of each allocation is larger than many of these, and free. */
@@ -706,15 +720,20 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_vend, memory_account, 60)
 		     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(MAP_FAILED, taken);
 
-	pid = process_fork();
-	if (!pid)
-		measure_exports(s, taken);
-	ASSERT_EQ(0, __process_wait(pid, &status, HUNGRY_LIMIT_MS));
-	ASSERT_TRUE(WIFEXITED(status));
-	ASSERT_EQ(KSFT_PASS, WEXITSTATUS(status));
+	for (i = 0; i < ACCOUNT_ATTEMPTS && !accounted; i++) {
+		pid = process_fork();
+		if (!pid)
+			measure_exports(s, taken);
+		ASSERT_EQ(0, __process_wait(pid, &status, HUNGRY_LIMIT_MS));
+		ASSERT_TRUE(WIFEXITED(status));
+		ASSERT_EQ(KSFT_PASS, WEXITSTATUS(status));
 
-	TH_LOG("%d exports: %lu of %lu bytes", MANY_EXPORTS, taken->charged, taken->allocated);
-	EXPECT_GE(taken->charged, taken->allocated / 10 * 9);
+		TH_LOG("%d exports: %ld of %ld bytes", MANY_EXPORTS, taken->charged,
+		       taken->allocated);
+		accounted = is_accounted(taken);
+	}
+
+	EXPECT_TRUE(accounted);
 	EXPECT_EQ(0, rmdir(CGROUP));
 }
 

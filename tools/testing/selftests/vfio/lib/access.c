@@ -143,7 +143,11 @@ void mmio_reader_start(struct mmio_reader *reader, const void *addr, u64 size)
 	repeater_start(&reader->repeater, mmio_reader_once, reader);
 }
 
-bool vfio_pci_is_suspended(struct vfio_pci_device *device)
+/*
+ * Whether a device sleeps. Any call of its driver would wake it up, therefore
+ * this asks the kernel's power management.
+ */
+static bool vfio_pci_is_suspended(struct vfio_pci_device *device)
 {
 	char path[PATH_MAX], status[16] = "";
 	FILE *file;
@@ -379,8 +383,15 @@ static long ptdump_count(const void *vaddr, u64 size, u64 page_size)
 
 		dump.start = max(dump.start, start);
 		dump.end = min(dump.end, end);
-		if (dump.start < dump.end)
-			count += (dump.end - dump.start) / dump.mapping.size;
+		if (dump.start >= dump.end)
+			continue;
+
+		/* Some of them may reach beyond the span. */
+		if (page_size)
+			count += (dump.end - dump.start) / page_size;
+		else
+			count += DIV_ROUND_UP(dump.end, dump.mapping.size) -
+				 dump.start / dump.mapping.size;
 	}
 
 	fclose(file);
@@ -407,6 +418,36 @@ static long ptdump_count(const void *vaddr, u64 size, u64 page_size)
 	return -EOPNOTSUPP;
 }
 #endif
+
+static bool cpu_has_flag(const char *flag)
+{
+	char line[8192], *token, *rest;
+	bool found = false;
+	FILE *file;
+
+	file = fopen("/proc/cpuinfo", "r");
+	VFIO_ASSERT_NOT_NULL(file);
+
+	while (!found && fgets(line, sizeof(line), file)) {
+		if (strncmp(line, "flags\t", strlen("flags\t")))
+			continue;
+
+		rest = line;
+		while ((token = strtok_r(rest, "\n ", &rest)))
+			found |= !strcmp(token, flag);
+	}
+
+	fclose(file);
+	return found;
+}
+
+bool has_huge_pages(u64 page_size)
+{
+	if (access("/sys/kernel/mm/transparent_hugepage", F_OK))
+		return false;
+
+	return page_size < SZ_1G || cpu_has_flag("pdpe1gb");
+}
 
 long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)
 {

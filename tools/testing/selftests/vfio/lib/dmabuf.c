@@ -11,6 +11,7 @@
 #include <linux/iommufd.h>
 #include <linux/kernel.h>
 #include <linux/overflow.h>
+#include <linux/sizes.h>
 #include <linux/vfio.h>
 
 #include <libvfio.h>
@@ -154,6 +155,24 @@ int __dmabuf_map(int fd, u64 offset, u64 size, int prot, void **vaddr)
 	*vaddr = mmap(NULL, size, prot, MAP_SHARED, fd, offset);
 
 	return *vaddr == MAP_FAILED ? -errno : 0;
+}
+
+bool maps_ahead(int fd, u64 offset)
+{
+	void *vaddr;
+	long count;
+
+	if (getpagesize() != SZ_4K)
+		return false;
+
+	vaddr = mmap_reserve(SZ_128K, SZ_2M, SZ_64K - SZ_4K);
+	VFIO_ASSERT_EQ(mmap(vaddr, SZ_128K, PROT_READ, MAP_SHARED | MAP_FIXED, fd, offset),
+		       vaddr);
+	mmio_read32(vaddr);
+	mmio_read32(vaddr + SZ_4K);
+	count = __page_mapping_count_all(vaddr, SZ_128K);
+	dmabuf_unmap(vaddr, SZ_128K);
+	return count > 2;
 }
 
 long dmabuf_count(void)

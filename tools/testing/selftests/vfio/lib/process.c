@@ -108,7 +108,7 @@ int __process_wait(pid_t pid, int *status, int timeout_ms)
 
 int __vfio_pci_rebind(const char *bdf)
 {
-	char *driver;
+	char *driver, *bound;
 	int status;
 	pid_t pid;
 
@@ -118,6 +118,10 @@ int __vfio_pci_rebind(const char *bdf)
 		driver = sysfs_driver_get(bdf);
 		sysfs_driver_unbind(bdf);
 		sysfs_driver_bind(bdf, driver);
+
+		/* A probe that fails does not fail the write to sysfs. */
+		bound = sysfs_driver_get(bdf);
+		VFIO_ASSERT_TRUE(bound && !strcmp(bound, driver), "%s has no driver\n", bdf);
 		_exit(KSFT_PASS);
 	}
 

@@ -91,12 +91,6 @@ struct mmio_reader {
  */
 void mmio_reader_start(struct mmio_reader *reader, const void *addr, u64 size);
 
-/*
- * Whether a device sleeps. Any call of its driver would wake it up, therefore
- * this asks the kernel's power management.
- */
-bool vfio_pci_is_suspended(struct vfio_pci_device *device);
-
 /**
  * __vfio_pci_wait_suspended() - Wait until a device that may sleep does so.
  *
@@ -187,7 +181,18 @@ int __page_mapping_get_from(int fd, const void *vaddr, struct page_mapping *mapp
  */
 long __page_mapping_count(const void *vaddr, u64 size, u64 page_size);
 
-/* The same for translations of any size: is anything there at all? */
+/*
+ * The same for translations of any size, and for those that lie there in part:
+ * is anything there at all?
+ */
 long __page_mapping_count_all(const void *vaddr, u64 size);
+
+/**
+ * has_huge_pages() - Tell whether a BAR may be mapped by pages of 2 MiB or 1 GiB.
+ *
+ * That is up to the CPU and to how the kernel is configured. Where they allow it
+ * a driver that maps small pages alone is at fault.
+ */
+bool has_huge_pages(u64 page_size);
 
 #endif /* SELFTESTS_VFIO_LIB_INCLUDE_LIBVFIO_ACCESS_H */

@@ -142,6 +142,18 @@ static inline void dmabuf_unmap(void *vaddr, u64 size)
 }
 
 /**
+ * maps_ahead() - Tell whether the kernel maps ahead of a walk through small pages.
+ * @fd: A DMABUF, or a device
+ * @offset: Of 128 KiB that can be mapped and read from
+ *
+ * A sign of a kernel that has all that came before it, such as to look for a place
+ * that suits huge pages, which cannot be told from not doing it right.
+ *
+ * Return: Whether it does, false as well if there is no way to tell.
+ */
+bool maps_ahead(int fd, u64 offset);
+
+/**
  * dmabuf_count() - How many DMABUFs there are on this machine.
  *
  * Needs debugfs.
