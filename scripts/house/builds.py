@@ -29,11 +29,12 @@ ARCHES = {  # name -> (ARCH of kbuild, cross compiler, image)
 # flavour -> (architecture, fragments of configs/)
 FLAVOURS = {
     "x86_64": ("x86_64", ("base", "x86_64")),
-    "debug": ("x86_64", ("base", "x86_64", "debug")),
+    "debug": ("x86_64", ("base", "x86_64", "debug", "fault-injection")),
     "faults": ("x86_64", ("base", "x86_64", "fault-injection")),
     "gcov": ("x86_64", ("base", "x86_64", "fault-injection", "gcov")),
     "kcsan": ("x86_64", ("base", "x86_64", "kcsan")),
     "nop2pdma": ("x86_64", ("base", "x86_64", "nop2pdma")),
+    "bench": ("x86_64", ("base", "x86_64", "uio")),
     "i386": ("i386", ("base", "i386")),
     "arm64": ("arm64", ("base", "arm64")),
 }
@@ -150,6 +151,8 @@ def build_env():
         "CCACHE_DIR": str(cache_dir() / "ccache"),
         "CCACHE_BASEDIR": str(build_dir()),
         "CCACHE_NOHASHDIR": "1",
+        # it names the clone, and makes the same of what it is for in each
+        "CCACHE_IGNOREOPTIONS": "-fmacro-prefix-map=*",
         "CCACHE_MAXSIZE": "6G",
         # by the .d file of the compiler, not by preprocessing twice
         "CCACHE_DEPEND": "1",
@@ -235,9 +238,14 @@ def profile(tree, commit, flavour):
     """Variables of kbuild that have gcov count what the stack touches."""
     if flavour != "gcov":
         return []
-    base = git("rev-parse", BASE_REF, cwd=tree)
-    return [f"GCOV_PROFILE_{Path(path).stem}.o=y"
-            for path in touched(tree, base, commit) if path.endswith(".c")]
+    # kbuild knows them by their stems alone, as main or memory, which the code
+    # that runs before the kernel has as well
+    where = {}
+    for path in touched(tree, git("rev-parse", BASE_REF, cwd=tree), commit):
+        if path.endswith(".c"):
+            where.setdefault(Path(path).stem, []).append(str(Path(path).parent))
+    return [f"GCOV_PROFILE_{stem}.o=$(if $(filter {' '.join(parents)},$(obj)),y)"
+            for stem, parents in where.items()]
 
 
 @contextlib.contextmanager

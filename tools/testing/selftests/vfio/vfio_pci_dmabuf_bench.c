@@ -438,14 +438,61 @@ static void bench_others(struct bench *b, int nr_dmabufs, bool can_revoke)
 	free(fds);
 }
 
-static void bench_sysfs(struct bench *b)
+/* What a BAR of registers costs, all that becomes of it. */
+static void bench_life(const char *name, int fd, u64 offset, u64 size)
+{
+	char title[64], what[32];
+	u64 samples[ROUNDS];
+	void *vaddr;
+	int i;
+
+	for (i = 0; i < ROUNDS; i++) {
+		samples[i] = now_ns();
+		vaddr = map_anywhere(fd, offset, size);
+		touch(vaddr, size, PAGE);
+		dmabuf_unmap(vaddr, size);
+		samples[i] = now_ns() - samples[i];
+	}
+	snprintf(title, sizeof(title), "%s mmap(), touch, munmap() of BAR 0", name);
+	snprintf(what, sizeof(what), "%lu KiB", size / SZ_1K);
+	report(title, median(samples, ROUNDS), what);
+}
+
+static void bench_file(const char *name, const char *path, u64 size)
+{
+	int fd = open(path, O_RDWR | O_SYNC | O_CLOEXEC);
+
+	VFIO_ASSERT_GE(fd, 0, "%s: %m\n", path);
+	bench_life(name, fd, 0, size);
+	VFIO_ASSERT_EQ(close(fd), 0);
+}
+
+static int open_sysfs(struct bench *b, u32 index)
 {
 	char path[128];
-	int fd;
 
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/resource%u", b->device->bdf,
-		 b->index);
-	fd = open(path, O_RDWR | O_SYNC | O_CLOEXEC);
+		 index);
+	return open(path, O_RDWR | O_SYNC | O_CLOEXEC);
+}
+
+static void bench_registers(struct bench *b)
+{
+	struct vfio_pci_bar *bar = &b->device->bars[0];
+	int fd = open_sysfs(b, 0);
+
+	if (bar->info.flags & VFIO_REGION_INFO_FLAG_MMAP)
+		bench_life("BAR", b->device->fd, bar->info.offset, bar->info.size);
+	if (fd < 0)
+		return;
+	bench_life("sysfs", fd, 0, bar->info.size);
+	VFIO_ASSERT_EQ(close(fd), 0);
+}
+
+static void bench_sysfs(struct bench *b)
+{
+	int fd = open_sysfs(b, b->index);
+
 	if (fd < 0)
 		return;
 
@@ -546,6 +593,7 @@ static void bench_small(const char *bdf)
 	bench_small_fault("BAR", b.device->fd, b.offset);
 	bench_touch("BAR", b.device->fd, b.offset, SZ_64M, SZ_2M);
 	bench_sysfs(&b);
+	bench_registers(&b);
 	bench_memory_disable(&b, 512, true);
 	bench_memory_disable(&b, 512, false);
 
@@ -665,9 +713,15 @@ int main(int argc, char *argv[])
 		bench_threads(argv[3], atoi(argv[2]));
 		return 0;
 	}
+	if (argc == 5 && !strcmp(argv[1], "--file") && atoi(argv[4]) > 0) {
+		bench_file(argv[2], argv[3], (u64)atoi(argv[4]) * SZ_1K);
+		return 0;
+	}
 	if (argc < 2 || argc > 3 || argv[1][0] == '-') {
 		fprintf(stderr, "usage: %s BDF [BDF of a device with a BAR of 1 GiB]\n"
-				"       %s --threads NUMBER BDF\n", argv[0], argv[0]);
+				"       %s --threads NUMBER BDF\n"
+				"       %s --file NAME FILE KIB, that maps BAR 0\n",
+			argv[0], argv[0], argv[0]);
 		return 1;
 	}
 
