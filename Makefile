@@ -36,6 +36,10 @@ check: deps ## the test command: everything that CI runs, one table at the end
 check-all: deps ## what make check leaves out: other kernels, another device
 	@scripts/check --only nop2pdma bochs faults debug
 
+.PHONY: torture
+torture: deps ## races, random calls, failing allocations, on kernels that look (1 h)
+	@scripts/check --only torture
+
 .PHONY: bisect
 bisect: ## each commit x configuration x test, resumable (hours)
 	@scripts/deps bisect

@@ -1,0 +1,98 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+"""Where the points that sleep are put, and what make torture adds up."""
+import json
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from house.common import Failure                                # noqa: E402
+from house.delays import Point, insert, read_points             # noqa: E402
+from house.torture import RACE, Sum                             # noqa: E402
+
+CODE = """\
+static int first(int a,
+		 int b)
+{
+	lock();
+	unlock();
+	return first_more();
+}
+
+int *second(void)
+{
+	first(1, 2);
+	if (x) {
+		lock();
+	}
+	lock();
+	lock_more();
+}
+"""
+KTAP = """\
+KTAP version 1
+# 12 rounds, both were at work at a time in 7, seed 1
+3 rounds, both were at work at a time in 1, seed 1
+500 calls, 20 refused, 3 accesses with SIGBUS
+# map a BAR: 14 points, 9 errors, 8 of them ENOMEM
+ok 1 fine
+not ok 2 read_revoke
+# hold-begun: 4 sleeps
+"""
+
+
+class Torture(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.where = Path(scratch.name)
+
+    def test_insert(self):
+        text = insert(CODE, Point("a-b", "", "first", "unlock();"))
+        self.assertEqual(text, CODE.replace(
+            "\tunlock", '\tvfio_pci_delay("a-b");\n\tunlock'))
+        text = insert(CODE, Point("c", "", "second", "if (x) {"))
+        self.assertIn('\tvfio_pci_delay("c");\n\tif (x)', text)
+
+    def test_not_one_line(self):
+        for function, line in (("second", "lock();"), ("first", "if (x) {"),
+                               ("second", "lock"), ("third", "lock();")):
+            with self.assertRaisesRegex(Failure, r"(0|2) times"):
+                insert(CODE, Point("p", "", function, line))
+
+    def test_points(self):
+        names = {point.name for point in read_points()}
+        self.assertGreater(len(names), 30)
+        path = self.where / "delays"
+        for text in ("a\tmmap\tf\n", "A\tmmap\tf\tg\n", 2 * "a\tmmap\tf\tg\n"):
+            path.write_text(text)
+            with self.assertRaises(Failure):
+                read_points(path)
+
+    def test_sum(self):
+        (self.where / f"{RACE}.x.ktap").write_text(KTAP)
+        (self.where / "other.ktap").write_text("not ok 1 other\n")
+        (self.where / "summary").write_text("".join(
+            json.dumps({"problems": problems}) + "\n" for problems in
+            ([], ["exit status 1"], ["kernel log (x):\n[1.0] BUG: KASAN"],
+             ["kernel log (after x):\nunreferenced object 0x1"])))
+        total = Sum()
+        total.add(self.where)
+        self.assertEqual((total.rounds, total.met), (15, 8))
+        self.assertEqual((total.calls, total.refused, total.sigbus), (500, 20, 3))
+        self.assertEqual((total.points, total.failed), (14, 9))
+        self.assertEqual((total.splats, total.leaks, total.stale), (1, 1, 1))
+        self.assertEqual(list(total.problems(["hold-begun"])), [])
+        self.assertEqual(list(total.problems(["memory-zap"])),
+                         ["nobody has come to memory-zap"])
+        self.assertIn("500", total.table())
+
+    def test_nothing_done(self):
+        self.assertEqual(len(list(Sum().problems(["hold-begun"]))), 6)
+
+
+if __name__ == "__main__":
+    unittest.main()
