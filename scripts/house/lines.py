@@ -100,6 +100,18 @@ def unreached(tree, base, top, lines):
     return found
 
 
+def exits(tree, base, top, lines):
+    """How many returns and jumps of the stack have no count of their own."""
+    found = 0
+    for path in touched(tree, base, top):
+        counts = counted(lines, path)
+        text = git("show", f"{top}:{path}", cwd=tree).splitlines()
+        found += sum(1 for number in added(tree, base, top, path) - counts.keys()
+                     if counts and re.match(r"\s+(return|goto|break|continue)\b",
+                                            text[number - 1]))
+    return found
+
+
 def read_reasons(path):
     """{(file, function, text): reason}, in the order of the file."""
     reasons, reason, before = {}, "", False

@@ -83,7 +83,8 @@ static void let_go_later(struct dma_buf_attachment *attachment)
 {
 	struct dmabuf_test *ctx = attachment->importer_priv;
 
-	schedule_delayed_work(&ctx->let_go, msecs_to_jiffies(20));
+	ctx->nr_invalidated++;
+	mod_delayed_work(system_percpu_wq, &ctx->let_go, msecs_to_jiffies(20));
 }
 
 static const struct dma_buf_attach_ops importer_ops_slow = {
@@ -492,8 +493,11 @@ static void expect_wait(struct kunit *test,
 	dma_resv_lock(&priv->resv, NULL);
 	priv->nr_maps = 1;
 	dma_resv_unlock(&priv->resv);
+	/* An importer that has not been told must not stop the boot */
+	schedule_delayed_work(&ctx->let_go, 5 * HZ);
 
 	act(test, priv);
+	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 1);
 	KUNIT_EXPECT_TRUE(test, READ_ONCE(ctx->has_let_go));
 	flush_delayed_work(&ctx->let_go);
 }
