@@ -153,6 +153,8 @@ def build_env():
         "CCACHE_NOHASHDIR": "1",
         # it names the clone, and makes the same of what it is for in each
         "CCACHE_IGNOREOPTIONS": "-fmacro-prefix-map=*",
+        # look at what is in a file each time, not at its inode and times
+        "CCACHE_NOINODECACHE": "1",
         "CCACHE_MAXSIZE": "6G",
         # by the .d file of the compiler, not by preprocessing twice
         "CCACHE_DEPEND": "1",

@@ -1475,7 +1475,9 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead)
 	mmio_read32(vaddr + 17 * SZ_4K);
 	EXPECT_EQ(33, __page_mapping_count(vaddr, size, SZ_4K));
 
-	/* What is there already is no end. */
+	/* What is there already is no end, nor are two such pages. */
+	mmio_read32(vaddr + 37 * SZ_4K);
+	mmio_read32(vaddr + 41 * SZ_4K);
 	mmio_read32(vaddr + 40 * SZ_4K);
 	mmio_read32(vaddr + 34 * SZ_4K);
 	mmio_read32(vaddr + 35 * SZ_4K);
