@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The top of the stack with a call of vfio_pci_delay() at each named point."""
 import re
+import tempfile
 from collections import namedtuple
 
 from .common import ROOT, Failure, build_dir, git
@@ -60,12 +61,14 @@ def compose(tree, top):
     makefile = f"{WHERE}Makefile"
     files[makefile] = f"{read(makefile)}vfio-pci-core-y += vfio_pci_delay.o\n"
 
-    env = {"GIT_INDEX_FILE": str(build_dir() / "delays.index")}
-    git("read-tree", top, cwd=tree, env=env)
-    for path, text in files.items():
-        blob = git("hash-object", "-w", "--stdin", cwd=tree, input=text.encode())
-        git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}",
-            cwd=tree, env=env)
-    return (git("commit-tree", "-p", top, "-m", "Sleep at named points",
-                git("write-tree", cwd=tree, env=env), cwd=tree),
-            [point.name for point in points])
+    with tempfile.TemporaryDirectory(dir=build_dir()) as scratch:
+        env = {"GIT_INDEX_FILE": f"{scratch}/index"}
+        git("read-tree", top, cwd=tree, env=env)
+        for path, text in files.items():
+            blob = git("hash-object", "-w", "--stdin", cwd=tree,
+                       input=text.encode())
+            git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}",
+                cwd=tree, env=env)
+        commit = git("commit-tree", "-p", top, "-m", "Sleep at named points",
+                     git("write-tree", cwd=tree, env=env), cwd=tree)
+    return commit, [point.name for point in points]
