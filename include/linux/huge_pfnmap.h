@@ -5,7 +5,6 @@
 #ifndef _LINUX_HUGE_PFNMAP_H
 #define _LINUX_HUGE_PFNMAP_H
 
-#include <linux/errno.h>
 #include <linux/sched/mm.h>
 #include <linux/types.h>
 
@@ -60,17 +59,15 @@ unsigned long huge_pfnmap_get_unmapped_area_phys(struct file *file,
 #else
 #define huge_pfnmap_get_unmapped_area NULL
 
+#ifdef CONFIG_MMU
 static inline unsigned long
 huge_pfnmap_get_unmapped_area_phys(struct file *file, unsigned long addr,
 				   unsigned long len, unsigned long pgoff,
 				   unsigned long flags, phys_addr_t phys)
 {
-#ifdef CONFIG_MMU
 	return mm_get_unmapped_area(file, addr, len, pgoff, flags);
-#else
-	return -ENODEV;
-#endif
 }
+#endif
 #endif
 
 #endif /* _LINUX_HUGE_PFNMAP_H */

@@ -35,6 +35,7 @@ LARGE = "${EDU_PLUS_BDFS##* }"
 ON_LARGE = {
     "vfio_pci_bar_map_test": "-f vfio_pci_bar_map_one_mode",
     "vfio_pci_dmabuf_test": "-t gigantic_pages -t gigantic_pages_move "
+                            "-t gigantic_pages_move_zapped "
                             "-t write_combining_gigantic -t huge_pages_unaided",
 }
 LIMIT = 600             # seconds for a program; on a busy machine one took 271
@@ -47,17 +48,16 @@ def write_plan(path, lines):
     return path
 
 
-def selftests_plan(programs, devices=("edu-plus", "edu")):
+def selftests_plan(tree, top, programs, devices=("edu-plus", "edu")):
     """Lines of the plan: KUnit, all programs on each device, some on LARGE."""
-    tree, commits = builds.source("linux")
-    suites = builds.kunit_suites(tree, commits[-1])
+    suites = builds.kunit_suites(tree, top)
     if not suites:
         raise Failure("the stack has no KUnit suite")
     if devices != ("edu",):     # that VM is one beside another
         yield "kunit", 60, f"kunit {' '.join(suites)}"
     names = [line.split(":")[1] for line in
              (programs / "kselftest-list.txt").read_text().split()]
-    wanted = builds.programs(tree, commits[-1])
+    wanted = builds.programs(tree, top)
     if not wanted or set(wanted) != set(names):
         raise Failure(f"built {sorted(names)}, the Makefile has "
                       f"{sorted(wanted)}")

@@ -14,6 +14,7 @@
 #include <linux/bits.h>
 #include <linux/dma-buf.h>
 #include <linux/file.h>
+#include <linux/pagemap.h>
 #include <linux/pci.h>
 #include <linux/pci-p2pdma.h>
 #include <linux/unaligned.h>
@@ -739,8 +740,9 @@ static void vfio_pci_vma_find_pfn_table(struct kunit *test)
 {
 	struct vfio_pci_dma_buf *priv = create_bar_map(test);
 	const struct vma_case *param = test->param_value;
-	unsigned long pfn = ULONG_MAX;
+	unsigned long pfn = ULONG_MAX, address;
 	struct vm_area_struct *vma;
+	pgoff_t pgoff;
 
 	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, vma);
@@ -750,10 +752,20 @@ static void vfio_pci_vma_find_pfn_table(struct kunit *test)
 	vma->vm_end += (param->move - param->tail) * PAGE_SIZE;
 	vma->vm_pgoff += param->head + param->slip;
 
+	address = MAP_START + (param->page + param->move) * PAGE_SIZE;
 	KUNIT_EXPECT_EQ(test, param->ret,
-			vfio_pci_vma_find_pfn(vma, MAP_START +
-					      (param->page + param->move) *
-					      PAGE_SIZE, param->order, &pfn));
+			vfio_pci_vma_find_pfn(vma, address, param->order,
+					      &pfn));
+	if (!param->ret)
+		KUNIT_EXPECT_EQ(test, pfn, param->pfn);
+	if (param->order)
+		return;
+
+	/* What page faults use instead, for one page */
+	pfn = ULONG_MAX;
+	pgoff = linear_page_index(vma, address);
+	KUNIT_EXPECT_EQ(test, !param->ret,
+			vfio_pci_bar_map_find_pfn(priv, pgoff, &pfn));
 	if (!param->ret)
 		KUNIT_EXPECT_EQ(test, pfn, param->pfn);
 }

@@ -212,9 +212,9 @@ TEST_F(vfio_pci_dmabuf_import, bad_span)
 	struct setup *s = &self->s;
 	iova_t iova = iova_allocator_alloc(s->iova_allocator, SZ_1M);
 
-	EXPECT_NE(0, __iommu_map_dmabuf(s->iommu, s->fd, 0, 2 * SLICE_SIZE, iova, RW));
-	EXPECT_NE(0, __iommu_map_dmabuf(s->iommu, s->fd, SLICE_SIZE, SZ_4K, iova, RW));
-	EXPECT_NE(0, __iommu_map_dmabuf(s->iommu, s->fd, 0, 0, iova, RW));
+	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, 0, 2 * SLICE_SIZE, iova, RW));
+	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, SLICE_SIZE, SZ_4K, iova, RW));
+	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, 0, 0, iova, RW));
 }
 
 /* The importer's map goes with the memory and stays away; a new one works. */

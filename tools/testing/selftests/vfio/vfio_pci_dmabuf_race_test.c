@@ -1094,8 +1094,9 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_race, both, 3600)
 
 	printf("%lu rounds, both were at work at a time in %lu, seed %lu\n", round, both,
 	       seed);
-	EXPECT_GT(both, 0);
 	EXPECT_EQ(before, dmabuf_count());
+	if (!both)
+		SKIP(return, "They never met: too few CPUs, or rounds");
 }
 
 int main(int argc, char *argv[])

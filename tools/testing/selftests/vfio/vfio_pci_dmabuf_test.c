@@ -1059,7 +1059,8 @@ TEST_F(vfio_pci_dmabuf_map, access_during_reset)
 		u64 size = lseek(fds[i], 0, SEEK_END);
 
 		ASSERT_EQ(0, __dmabuf_map(fds[i], 0, size, PROT_READ, &vaddrs[i]));
-		mmio_reader_start(&readers[i], vaddrs[i], size);
+		/* Not each page of what is no RAM may be read. */
+		mmio_reader_start(&readers[i], vaddrs[i], s->is_ram ? size : s->page_size);
 	}
 
 	for (round = 0; round < 10; round++) {
@@ -1186,6 +1187,8 @@ static long translations(void *vaddr, u64 size, u64 page_size)
 /* Why no huge pages can be seen here, or NULL. */
 static const char *no_huge_pages(struct setup *s)
 {
+	if (!s->is_ram)
+		return "Not each page of the BAR may be read";
 	if (s->size < SZ_8M)
 		return "BAR too small";
 	if (__page_mapping_count(s->bar, SZ_8M, SZ_2M) < 0)
@@ -1424,6 +1427,50 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move)
 
 	ASSERT_EQ(0, munmap(piece, SZ_1G));
 	ASSERT_EQ(0, munmap(moved, SZ_1G));
+	ASSERT_EQ(0, close(fd));
+}
+
+static bool toggle_memory(void *arg)
+{
+	vfio_pci_cmd_clear(arg, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(arg, PCI_COMMAND_MEMORY);
+	return true;
+}
+
+/* One that is zapped while it is moved is not taken for anything else. */
+TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move_zapped)
+{
+	u32 value, mark = 0x5eed1e55;
+	struct setup *s = &self->s;
+	struct repeater toggler;
+	void *from, *to, *tmp;
+	int fd, r, round;
+	u64 end;
+
+	if (s->size < SZ_1G)
+		SKIP(return, "BAR too small for 1 GiB pages (size=0x%lx)", s->size);
+	if (!has_huge_pages(SZ_1G))
+		SKIP(return, "The kernel or the CPU has no 1 GiB pages");
+
+	mmio_write32(s->bar + SZ_4M, mark);
+	from = map_gigantic(s, SZ_1G, &fd);
+	to = mmap_reserve(SZ_1G, SZ_1G, 0);
+	repeater_start(&toggler, toggle_memory, s->device);
+	end = now_ms() + 5000;
+	for (round = 0; round < 1000 && now_ms() < end; round++) {
+		__mmio_read32(from, &value);
+		ASSERT_EQ(to, mremap(from, SZ_1G, SZ_1G, MREMAP_MAYMOVE | MREMAP_FIXED, to));
+		r = __mmio_read32(to + SZ_4M, &value);
+		ASSERT_TRUE(r == -EFAULT || (!r && value == mark));
+
+		tmp = from;
+		from = to;
+		to = tmp;
+	}
+	repeater_stop(&toggler);
+	EXPECT_EQ(mark, mmio_read32(from + SZ_4M));
+
+	ASSERT_EQ(0, munmap(from, SZ_1G));
 	ASSERT_EQ(0, close(fd));
 }
 
@@ -2249,8 +2296,10 @@ TEST_F(vfio_pci_dmabuf_revoke, other_device)
 		SKIP(return, "Needs two devices");
 
 	other.page_size = s->page_size;
-	other.index = s->index;
 	other.device = vfio_pci_device_init(other_bdf, s->iommu);
+	other.index = vfio_pci_ram_bar(other.device);
+	if (other.index < 0)
+		SKIP(return, "The other device has no BAR with RAM");
 	fd = export_range(&other, 0, s->page_size);
 	vaddr = dmabuf_map(fd, 0, s->page_size);
 
@@ -2434,6 +2483,15 @@ TEST_F(vfio_pci_dmabuf_memattr, default_uncached)
 	dmabuf_unmap(vaddr, s->page_size);
 }
 
+/* If not then it is set. */
+static bool refuses_wc(struct setup *s, int fd)
+{
+	int r = __vfio_pci_dmabuf_memattr(s->device, fd, WC);
+
+	VFIO_ASSERT_TRUE(!r || r == -EOPNOTSUPP, "Write-combining: %d\n", r);
+	return r;
+}
+
 /* In debugfs of an x86 kernel that uses the PAT. */
 #define PAT_LIST	"/sys/kernel/debug/x86/pat_memtype_list"
 
@@ -2501,7 +2559,7 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining_ahead)
 		SKIP(return, "Made for pages of 4 KiB, and a BAR of 256 KiB");
 
 	fd = export_range(s, 0, SZ_256K);
-	if (__vfio_pci_dmabuf_memattr(s->device, fd, WC))
+	if (refuses_wc(s, fd))
 		SKIP(return, "Write-combining is refused");
 
 	vaddr = map_small(fd, 0, SZ_256K, PROT_READ);
@@ -2528,7 +2586,7 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining_huge)
 		SKIP(return, "BAR too small (size=0x%lx)", s->size);
 
 	fd = export_range(s, 0, SZ_4M);
-	if (__vfio_pci_dmabuf_memattr(s->device, fd, WC))
+	if (refuses_wc(s, fd))
 		SKIP(return, "Write-combining is refused");
 
 	vaddr = mmap_reserve(SZ_4M, SZ_2M, 0);
@@ -2570,7 +2628,7 @@ TEST_F(vfio_pci_dmabuf_memattr, write_combining_gigantic)
 		SKIP(return, "The kernel or the CPU has no 1 GiB pages");
 
 	fd = export_range(s, 0, SZ_1G);
-	if (__vfio_pci_dmabuf_memattr(s->device, fd, WC))
+	if (refuses_wc(s, fd))
 		SKIP(return, "Write-combining is refused");
 
 	vaddr = mmap_reserve(SZ_1G, SZ_1G, 0);
@@ -2597,7 +2655,7 @@ TEST_F(vfio_pci_dmabuf_memattr, others_unchanged)
 	int other;
 
 	other = export_range(s, 0, s->page_size);
-	if (__vfio_pci_dmabuf_memattr(s->device, self->fd, WC))
+	if (refuses_wc(s, self->fd))
 		SKIP(return, "Write-combining is refused");
 
 	vaddr = dmabuf_map(other, 0, s->page_size);

@@ -27,11 +27,13 @@ static __thread const void *fault_addr;
 
 static void fault_handler(int sig, siginfo_t *info, void *ucontext)
 {
-	bool hit = info->si_addr >= fault_addr && info->si_addr < fault_addr + sizeof(u32);
+	const void *addr = READ_ONCE(fault_addr);
+	void *env = READ_ONCE(fault_env);
+	bool hit = info->si_addr >= addr && info->si_addr < addr + sizeof(u32);
 
 	/* A dead BAR is no hardware error, and nothing else may be dead. */
-	if (fault_env && hit && (sig == SIGSEGV || info->si_code == BUS_ADRERR))
-		siglongjmp(*(sigjmp_buf *)fault_env, sig);
+	if (env && hit && (sig == SIGSEGV || info->si_code == BUS_ADRERR))
+		siglongjmp(*(sigjmp_buf *)env, sig);
 
 	signal(sig, SIG_DFL);
 	raise(sig);
@@ -58,8 +60,8 @@ static int mmio_try32(void *addr, u32 *value, bool write)
 
 	sig = sigsetjmp(env, 1);
 	if (!sig) {
-		fault_addr = addr;
-		fault_env = &env;
+		WRITE_ONCE(fault_addr, addr);
+		WRITE_ONCE(fault_env, &env);
 
 		if (write)
 			writel(*value, addr);
@@ -67,7 +69,8 @@ static int mmio_try32(void *addr, u32 *value, bool write)
 			*value = readl(addr);
 	}
 
-	fault_env = NULL;
+	/* Not before the access, which is a volatile one as well. */
+	WRITE_ONCE(fault_env, NULL);
 
 	switch (sig) {
 	case 0:

@@ -22,7 +22,7 @@ static const struct {
 	u16 device;
 	int bar;
 } ram_bars[] = {
-	{ 0x1234, 0x11e8, 1 },	/* QEMU edu-plus; stock edu has no such BAR. */
+	{ 0x1234, 0x11e8, 1 },	/* edu-plus; QEMU's edu has no such BAR. */
 	{ 0x1234, 0x1111, 0 },	/* QEMU bochs-display and VGA */
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Drivers for QEMU's educational PCI device.
+ * Drivers for QEMU's educational PCI device, and for a superset of it that has
+ * been made for these tests and is not part of QEMU itself.
  *
  * edu:      Copies through a 4 KiB buffer in the device, in two steps of
  *           100 ms each, with 28 bits of DMA address. Interrupts by MSI.

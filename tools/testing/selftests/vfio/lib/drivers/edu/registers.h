@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Registers of QEMU's educational PCI device (edu) and of its superset
- * edu-plus. Both carry the same PCI IDs; edu-plus has a higher revision and
- * the extension block from EDU_PLUS_ID on.
+ * Registers of QEMU's educational PCI device (edu) and of edu-plus, a superset
+ * that is not part of QEMU itself. Both carry the same PCI IDs; edu-plus has a
+ * higher revision and the extension block from EDU_PLUS_ID on.
  */
 #ifndef SELFTESTS_VFIO_LIB_DRIVERS_EDU_REGISTERS_H
 #define SELFTESTS_VFIO_LIB_DRIVERS_EDU_REGISTERS_H
