@@ -37,7 +37,7 @@ check-all: deps ## what make check leaves out: other kernels, another device
 	@scripts/check --only nop2pdma bochs faults debug
 
 .PHONY: torture
-torture: deps ## races, random calls, failing allocations, on kernels that look (1 h)
+torture: deps ## races, random calls, failing allocations, on kernels that look (hours)
 	@scripts/check --only torture
 
 .PHONY: bisect

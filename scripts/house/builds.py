@@ -15,11 +15,13 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
+from . import foreign
 from .base import base_repo
 from .common import (ROOT, Failure, build_dir, cache_dir, cached, digest, git,
                      lock, run_logged)
 from .lines import touched
-from .stack import BASE_REF, compose, prepare_repository, stack_id, stacks
+from .stack import (BASE_REF, compose, drop_index_lock, prepare_repository, stack_id,
+                    stacks)
 
 ARCHES = {  # name -> (ARCH of kbuild, cross compiler, image)
     "x86_64": ("x86_64", "", "arch/x86/boot/bzImage"),
@@ -34,21 +36,24 @@ FLAVOURS = {
     "gcov": ("x86_64", ("base", "x86_64", "fault-injection", "gcov")),
     "kcsan": ("x86_64", ("base", "x86_64", "kcsan")),
     "nop2pdma": ("x86_64", ("base", "x86_64", "nop2pdma")),
+    "nothp": ("x86_64", ("base", "x86_64", "nothp")),
     "bench": ("x86_64", ("base", "x86_64", "uio")),
     "i386": ("i386", ("base", "i386")),
     "arm64": ("arm64", ("base", "arm64")),
+    "arm64-64k": ("arm64", ("base", "arm64", "arm64-64k")),
 }
+# of QEMU, by the architecture of the guest: i386 is a guest of x86_64's
+QEMU_TARGETS = {"x86_64": "x86_64", "i386": "x86_64", "arm64": "aarch64"}
 QEMU_CONFIGURE = [
-    "--target-list=x86_64-softmmu", "--without-default-features",
+    "--without-default-features",
     "--enable-tcg", "--enable-fdt=system", "--disable-install-blobs",
     "--disable-docs", "--python=/usr/bin/python3",
-    # configs/qemu.mak, see there
-    "--without-default-devices", "--with-devices-x86_64=vfio-dmabuf",
+    # configs/qemu-*.mak, see there
+    "--without-default-devices",
     # a third of what it takes to compile, and nobody debugs QEMU here
     "--disable-debug-info",
     # Debian's source has no firmware, its packages seabios, qemu-system-data do
     "--firmwarepath=/usr/share/seabios:/usr/share/qemu"]
-QEMU_DEVICES = ROOT / "configs/qemu.mak"
 
 
 def jobs():
@@ -108,7 +113,11 @@ def recompose(stack, repo, base, tree):
 
 
 def check_out(tree, commit):
-    """Have all of COMMIT's files in TREE; unchanged ones keep their times."""
+    """Have all of COMMIT's files in TREE; unchanged ones keep their times.
+
+    The caller has the lock of work().
+    """
+    drop_index_lock(tree)
     sparse = git("config", "core.sparseCheckout", cwd=tree, check=False)
     if sparse.stdout.strip() == b"true":
         git("sparse-checkout", "disable", cwd=tree)
@@ -229,7 +238,7 @@ def configure(tree, commit, flavour, objects, log, clang=False):
 def kernel_key(tree, commit, flavour):
     arch, fragments = FLAVOURS[flavour]
     cross = ARCHES[arch][1]
-    return digest("with log", kernel_hash(tree, commit), arch, compiler(cross),
+    return digest("with version", kernel_hash(tree, commit), arch, compiler(cross),
                   *(ROOT / "configs" / f"{f}.config" for f in fragments),
                   *profile(tree, commit, flavour),
                   ROOT / "scripts" / "kconfig")[:24]
@@ -253,7 +262,9 @@ def profile(tree, commit, flavour):
 def kernel_objects(tree, commit, flavour, log):
     """Build COMMIT's kernel; the object directory is it while this is held."""
     kbuild_arch, cross, image = ARCHES[FLAVOURS[flavour][0]]
-    env = build_env() | {"ARCH": kbuild_arch, "CROSS_COMPILE": cross}
+    # the kernel says by that which commit it is of: "Linux version ... #..."
+    env = build_env() | {"ARCH": kbuild_arch, "CROSS_COMPILE": cross,
+                         "KBUILD_BUILD_VERSION": commit[:12]}
     with work("linux"), Objects(f"linux-{flavour}") as objects:
         check_out(tree, commit)
         configure(tree, commit, flavour, objects, log)
@@ -282,16 +293,19 @@ def kernel(tree, commit, flavour, log):
     return place
 
 
-def selftests(tree, commit, log):
+def selftests(tree, commit, log, arch="x86_64"):
     """Build the VFIO selftests of COMMIT, static; returns their directory."""
+    kbuild_arch, cross, _ = ARCHES[arch]
+    sources = "arch/x86" if arch == "x86_64" else f"arch/{kbuild_arch}"
     key = digest(*(git("rev-parse", f"{commit}:{path}", cwd=tree) for path in
-                   ("Makefile", "arch/x86", "include", "scripts", "tools")),
-                 compiler())[:24]
+                   ("Makefile", sources, "include", "scripts", "tools")),
+                 compiler(cross))[:24]
     with cached("selftests", key) as (place, new):
         if new is None:
             return place
-        env = build_env() | {"ARCH": "x86_64"}
-        with work("linux"), Objects("selftests") as objects:
+        env = build_env() | {"ARCH": kbuild_arch}
+        flags = ["-static", *(foreign.flags(arch, log) if cross else ())]
+        with work("linux"), Objects(f"selftests-{arch}") as objects:
             check_out(tree, commit)
             # its dependencies name headers that another commit may not have
             shutil.rmtree(objects / "kselftest", ignore_errors=True)
@@ -299,8 +313,8 @@ def selftests(tree, commit, log):
                         "headers_install"], log, env=env)
             run_logged(
                 ["make", "-C", tree / "tools/testing/selftests", jobs(),
-                 "TARGETS=vfio", f"O={objects}", "CC=ccache gcc",
-                 "EXTRA_CFLAGS=-static",
+                 "TARGETS=vfio", f"O={objects}", f"CC=ccache {cross}gcc",
+                 f"EXTRA_CFLAGS={' '.join(flags)}",
                  f"KHDR_INCLUDES=-isystem {objects}/usr/include",
                  f"INSTALL_PATH={new}", "FORCE_TARGETS=1", "install"],
                 log, env=env)
@@ -327,48 +341,61 @@ def kunit_suites(tree, commit):
     return re.findall(r"^tests/(\w+)_kunit\.c$", "\n".join(names), re.M)
 
 
-def initramfs(programs):
+def initramfs(programs, arch="x86_64"):
     """The VM's first file system with the programs of that directory."""
     # a name of its own, for a check that runs for an hour reads it many times
-    out = build_dir() / f"initramfs-{programs.name}.cpio"
+    rest = digest(ROOT / "scripts/initramfs", *sorted((ROOT / "scripts/guest").iterdir()))
+    out = build_dir() / f"initramfs-{programs.name}-{rest[:12]}.cpio"
     with lock(build_dir() / ".initramfs.lock"):
-        run_logged([ROOT / "scripts" / "initramfs", out, programs / "vfio"],
-                   fresh_log("initramfs"))
+        log, env = fresh_log("initramfs"), {}
+        if cross := ARCHES[arch][1]:
+            env = {"BUSYBOX": str(foreign.busybox(arch, log)), "STRIP": f"{cross}strip"}
+        run_logged([ROOT / "scripts" / "initramfs", out, programs / "vfio"], log,
+                   env=env)
     return out
 
 
-def qemu_options():
-    return digest(*QEMU_CONFIGURE, QEMU_DEVICES)
+def qemu_devices(target):
+    return ROOT / f"configs/qemu-{target}.mak"
 
 
-def qemu_key(tree, commit):
-    return digest(tree_hash(tree, commit), compiler(), qemu_options())[:24]
+def qemu_options(target):
+    return [f"--target-list={target}-softmmu", f"--with-devices-{target}=vfio-dmabuf",
+            *QEMU_CONFIGURE]
 
 
-def qemu(log):
-    """Build QEMU with edu-plus; returns the directory with its binary."""
+def qemu_key(tree, commit, arch="x86_64"):
+    target = QEMU_TARGETS[arch]
+    return digest(tree_hash(tree, commit), compiler(), *qemu_options(target),
+                  qemu_devices(target))[:24]
+
+
+def qemu(log, arch="x86_64"):
+    """Build QEMU with edu-plus; returns its binary."""
     tree, commits = source("qemu")
-    with cached("qemu", qemu_key(tree, commits[-1])) as (place, new):
-        if new is None:
-            return place
-        objects = qemu_objects(tree, commits[-1], log)
-        shutil.copy2(objects / "qemu-system-x86_64", new)
-    return place
+    name = f"qemu-system-{QEMU_TARGETS[arch]}"
+    with cached("qemu", qemu_key(tree, commits[-1], arch)) as (place, new):
+        if new is not None:
+            objects = qemu_objects(tree, commits[-1], log, arch)
+            shutil.copy2(objects / name, new)
+    return place / name
 
 
-def qemu_objects(tree, commit, log, *more):
+def qemu_objects(tree, commit, log, arch="x86_64", more=()):
     """Have QEMU, and what MORE names, built in the object directory."""
-    with work("qemu"), Objects("qemu") as objects:
+    target = QEMU_TARGETS[arch]
+    with work("qemu"), Objects(f"qemu-{target}") as objects:
         check_out(tree, commit)
-        shutil.copy2(QEMU_DEVICES, tree / "configs/devices/x86_64-softmmu/"
-                                          "vfio-dmabuf.mak")
-        wanted = qemu_options()
+        shutil.copy2(qemu_devices(target),
+                     tree / f"configs/devices/{target}-softmmu/vfio-dmabuf.mak")
+        options = qemu_options(target)
+        wanted = digest(*options, qemu_devices(target))
         stamp = objects / "configured"
         if not stamp.exists() or stamp.read_text() != wanted:
-            run_logged([tree / "configure", "--cc=ccache gcc",
-                        *QEMU_CONFIGURE], log, cwd=objects, env=build_env())
+            run_logged([tree / "configure", "--cc=ccache gcc", *options], log,
+                       cwd=objects, env=build_env())
             stamp.write_text(wanted)
-        run_logged(["ninja", jobs(), "qemu-system-x86_64", *more], log,
+        run_logged(["ninja", jobs(), f"qemu-system-{target}", *more], log,
                    cwd=objects, env=build_env(), progress=count_objects)
         # run from here, QEMU looks for its firmware below qemu-bundle
         for name in ("seabios", "qemu"):
@@ -390,7 +417,7 @@ MORE = (*PAIR, *LARGE)
 BOCHS = ("--device", "bochs-display,bus=rp5")
 
 
-def vm_command(qemu_place, kernel_place, initrd):
+def vm_command(qemu_binary, kernel_place, initrd, arch="x86_64"):
     """The command that boots the VM; the caller adds --log, and a plan."""
-    return [ROOT / "scripts" / "vm", "--qemu", qemu_place / "qemu-system-x86_64",
+    return [ROOT / "scripts" / "vm", "--arch", arch, "--qemu", qemu_binary,
             "--kernel", kernel_place / "kernel", "--initrd", initrd]

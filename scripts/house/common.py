@@ -301,16 +301,21 @@ class Beside:
 
     def look(self):
         """Do not wait, but be done with those that have ended."""
-        while self.running and self.running[0][0].poll() is not None:
-            self.finish(len(self.running) - 1)
+        for entry in [e for e in self.running if e[0].poll() is not None]:
+            self.running.remove(entry)
+            child, log, done = entry
+            done(child.wait(), log.read_text(errors="replace"))
 
     def finish(self, most=0):
-        """Wait until no more than MOST run, for the oldest first."""
+        """Wait until no more than MOST run, whichever end first."""
+        self.look()
         while len(self.running) > most:
-            child, log, done = self.running[0]
-            status = child.wait()
-            del self.running[0]
-            done(status, log.read_text(errors="replace"))
+            with contextlib.ExitStack() as held:
+                ends = [os.pidfd_open(child.pid) for child, *_ in self.running]
+                for end in ends:
+                    held.callback(os.close, end)
+                select.select(ends, (), ())
+            self.look()
 
     def __exit__(self, kind, *_):
         try:

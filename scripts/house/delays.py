@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """The top of the stack with a call of vfio_pci_delay() at each named point."""
 import re
-import tempfile
 from collections import namedtuple
 
-from .common import ROOT, Failure, build_dir, git
+from .common import ROOT, Failure, git
+from .stack import commit_index, own_index
 
 Point = namedtuple("Point", "name path function line")
 WHERE = "drivers/vfio/pci/"
@@ -61,14 +61,11 @@ def compose(tree, top):
     makefile = f"{WHERE}Makefile"
     files[makefile] = f"{read(makefile)}vfio-pci-core-y += vfio_pci_delay.o\n"
 
-    with tempfile.TemporaryDirectory(dir=build_dir()) as scratch:
-        env = {"GIT_INDEX_FILE": f"{scratch}/index"}
-        git("read-tree", top, cwd=tree, env=env)
+    with own_index(tree, top) as env:
         for path, text in files.items():
             blob = git("hash-object", "-w", "--stdin", cwd=tree,
                        input=text.encode())
             git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}",
                 cwd=tree, env=env)
-        commit = git("commit-tree", "-p", top, "-m", "Sleep at named points",
-                     git("write-tree", cwd=tree, env=env), cwd=tree)
+        commit = commit_index(tree, env, top, "Sleep at named points")
     return commit, [point.name for point in points]

@@ -11,6 +11,7 @@ paths and are named behind the patch's '---' line:
 As commits: the whole mails, put together again, go through one git am.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -281,6 +282,7 @@ def prepare_repository(base_repository, tree):
 
 def _prepare_tree(base_repository, base, tree, sparse):
     prepare_repository(base_repository, tree)
+    drop_index_lock(tree)
     if git("rev-parse", "-q", "--verify", f"{base}^{{commit}}", cwd=tree,
            check=False).returncode:
         git("fetch", "-q", base_repository, base, cwd=tree)
@@ -305,7 +307,10 @@ def share_objects(base_repository, tree):
             (tree / ".git/objects/info/alternates").write_text(f"{path}\n")
         elif path.exists():
             shutil.copy(path, tree / ".git/shallow")
-    # git was killed here: the lock on the tree is ours, this one is stale
+
+
+def drop_index_lock(tree):
+    """Remove what a git that was killed has left; the lock on the tree is ours."""
     (tree / ".git/index.lock").unlink(missing_ok=True)
 
 
@@ -439,23 +444,41 @@ def _refuse_strays(tree, **options):
                       "\n  ".join(strays[:10]))
 
 
+@contextlib.contextmanager
+def own_index(tree, start):
+    """Yield the environment that gives git() an index of its own.
+
+    START is the commit that it begins with, or an index to copy.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        index = Path(scratch) / "index"
+        env = {"GIT_INDEX_FILE": str(index)}
+        for who in ("AUTHOR", "COMMITTER"):
+            env |= {f"GIT_{who}_NAME": IDENTITY[0], f"GIT_{who}_EMAIL": IDENTITY[1],
+                    f"GIT_{who}_DATE": "@0 +0000"}
+        if isinstance(start, Path):
+            shutil.copy2(start, index)
+        else:
+            git("read-tree", start, cwd=tree, env=env)
+        yield env
+
+
+def commit_index(tree, env, parent, message):
+    """Commit such an index, in no branch; the same files give the same commit."""
+    return git("commit-tree", "-p", parent, "-m", message,
+               git("write-tree", cwd=tree, env=env), cwd=tree, env=env)
+
+
 def working_commit(tree):
     """A commit of the tree as it stands, with new files, in no branch."""
     if not (tree / ".git").exists():
         raise Failure(f"{tree} is no git tree (make tree makes build/linux)")
-    index = tree / git("rev-parse", "--git-path", "index", cwd=tree)
-    with tempfile.TemporaryDirectory() as scratch:
-        shutil.copy2(index, scratch)    # not to read all files again
-        env = {"GIT_INDEX_FILE": f"{scratch}/index",
-               "GIT_AUTHOR_NAME": IDENTITY[0],
-               "GIT_AUTHOR_EMAIL": IDENTITY[1],
-               "GIT_COMMITTER_NAME": IDENTITY[0],
-               "GIT_COMMITTER_EMAIL": IDENTITY[1]}
+    # a copy, not to read all files again
+    with own_index(tree, tree / git("rev-parse", "--git-path", "index",
+                                    cwd=tree)) as env:
         git("add", "--all", cwd=tree, env=env)
         _refuse_strays(tree, env=env)
-        files = git("write-tree", cwd=tree, env=env)
-        return git("commit-tree", "-p", "HEAD", "-m", "as it stands", files,
-                   cwd=tree, env=env)
+        return commit_index(tree, env, "HEAD", "as it stands")
 
 
 def _files_of(commits, tree):

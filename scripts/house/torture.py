@@ -14,8 +14,7 @@ import json
 import re
 from collections import namedtuple
 
-from . import builds
-from .common import git
+from .common import Failure, git
 from .plan import BDF, DEVICES, LIMIT, selftests_plan
 
 RACE, FUZZ = "vfio_pci_dmabuf_race_test", "vfio_pci_dmabuf_fuzz_test"
@@ -26,6 +25,10 @@ PARAMETERS = "/sys/module/vfio_pci_core/parameters"
 OURS = ("vfio_pci_dmabuf.c", "vfio_pci_mmap.c", "vfio_pci_pfn.c", "vfio_pci_core.c",
         "vfio_pci_config.c", "vfio_pci_rdwr.c")
 
+# How the race and the fuzz test say that an access did what it must not
+STALE = (r"page \d+ of what is lent|is_dead\(|DMA to what is revoked|"
+         r"access to page \d+ of|^#? ?page \d+ of")
+
 # A clock that counts instructions: a limit of 30 seconds of the harness is then no
 # matter of how fast this machine is, and a sleep takes no time at all
 COUNT = ("--icount", "0,sleep=off")
@@ -34,7 +37,8 @@ COUNT = ("--icount", "0,sleep=off")
 Run = namedtuple("Run", "flavour delays rounds calls options")
 RUNS = {
     "debug": Run("debug", True, 5, 25_000, COUNT),
-    "points": Run("faults", True, 1, 0, (*COUNT, "--append", "slab_debug=FZPU")),
+    # the first two rounds of a race measure how long either takes
+    "points": Run("faults", True, 4, 0, (*COUNT, "--append", "slab_debug=FZPU")),
     "kcsan": Run("kcsan", False, 10, 2_500, ()),
     "races": Run("x86_64", False, 100, 250_000, ("--smp", "3")),
 }
@@ -64,21 +68,26 @@ def one_by_one(points):
 
 def watched(tree, top, kernel):
     """The functions of the driver that are there to be watched in a kernel."""
-    symbols = set(re.findall(r"^\w+ [tT] (\w+)", (kernel / "System.map").read_text(),
-                             re.M))
     text = "\n".join(git("show", f"{top}:drivers/vfio/pci/{name}", cwd=tree)
                      for name in OURS)
-    return sorted(symbols & set(re.findall(r"^(?:[a-z].*[ *])?(\w+)\(", text, re.M)))
+    names = set(re.findall(r"^(?:[a-z].*[ *])?(\w+)\(", text, re.M))
+    # the kernel knows one by its whole symbol, which may end in ".part.0"
+    found = sorted({symbol for symbol in re.findall(
+        r"^\w+ [tT] (\S+)$", (kernel / "System.map").read_text(), re.M)
+        if symbol.partition(".")[0] in names})
+    if len(found) < 50:
+        raise Failure(f"{kernel} has no more than {len(found)} functions to watch")
+    return found
 
 
-def plan(name, programs, points, functions):
+def plan(name, tree, top, programs, points, functions):
     """All lines of a run's plan."""
     if name == "points":
         return list(one_by_one(points))
     if name == "races":
         return list(amounts(name))
     lines = [(line, SLOW * limit, command) for line, limit, command in
-             selftests_plan(programs, devices=("edu-plus",))]
+             selftests_plan(tree, top, programs, devices=("edu-plus",))]
     lines += amounts(name)
     if name == "kcsan":
         lines = [("kcsan-on", 60, f"kcsan {' '.join(functions)}"), *lines,
@@ -94,30 +103,44 @@ class Sum:
         self.operations, self.points, self.failed = set(), 0, 0
         self.slept = {}
         self.splats = self.leaks = self.stale = 0
+        self.undone = []        # what did less than it was there for
 
     def add(self, where):
         """Add the logs of a VM."""
         for path in where.glob("*.ktap"):
             self.add_ktap(path.name, path.read_text(errors="replace"))
         for line in (where / "summary").read_text().splitlines():
-            for problem in json.loads(line)["problems"]:
-                if not problem.startswith("kernel log"):
-                    continue
-                if re.search("unreferenced object|suspected memory leak", problem):
-                    self.leaks += 1
-                else:
-                    self.splats += 1
+            row = json.loads(line)
+            if row["exit"] is None:
+                self.undone.append(f"{where.name}: {row['name']} has no end")
+            for problem in row["problems"]:
+                if problem.startswith("kernel log"):
+                    self.splats += not self.is_leak(problem.splitlines()[1])
+        self.leaks += sum(map(self.is_leak, (where / "console.log").read_text(
+            errors="replace").splitlines()))
+
+    @staticmethod
+    def is_leak(line):
+        return "unreferenced object" in line
 
     def add_ktap(self, name, text):
-        for rounds, met in re.findall(
-                r"(\d+) rounds, both were at work at a time in (\d+)", text):
-            self.rounds += int(rounds)
-            self.met += int(met)
-        for calls, refused, sigbus in re.findall(
-                r"(\d+) calls, (\d+) refused, (\d+) accesses with SIGBUS", text):
-            self.calls += int(calls)
-            self.refused += int(refused)
-            self.sigbus += int(sigbus)
+        races = re.findall(r"(\d+) rounds, both were at work at a time in (\d+)", text)
+        self.rounds += sum(int(rounds) for rounds, _ in races)
+        self.met += sum(int(met) for _, met in races)
+        sequences = re.findall(
+            r"(\d+) calls, (\d+) refused, (\d+) accesses with SIGBUS", text)
+        self.calls += sum(int(calls) for calls, _, _ in sequences)
+        self.refused += sum(int(refused) for _, refused, _ in sequences)
+        self.sigbus += sum(int(sigbus) for _, _, sigbus in sequences)
+        program, _, run = name.removesuffix(".ktap").partition(".")
+        tests = len(re.findall(r"^(?:not )?ok \d+ ", text, re.M))
+        if program == RACE and not 0 < tests == len(races):
+            self.undone.append(f"{name}: {len(races)} races in {tests} tests")
+        if program == FUZZ and run in RUNS:
+            wanted = SEQUENCES * RUNS[run].calls
+            done = sum(int(calls) for calls, _, _ in sequences)
+            if done < wanted:
+                self.undone.append(f"{name}: {done} calls, not {wanted}")
         for operation, points, errors in re.findall(
                 r"(\S[^:\n]*): (\d+) points, (\d+) errors", text):
             self.operations.add(operation)
@@ -125,8 +148,8 @@ class Sum:
             self.failed += int(errors)
         for point, sleeps in re.findall(r"^# ([a-z-]+): (\d+) sleeps$", text, re.M):
             self.slept[point] = int(sleeps)
-        if name.startswith((RACE, FUZZ)):
-            self.stale += len(re.findall(r"^not ok ", text, re.M))
+        # libvfio's assertions and the harness' expectations say so in these words
+        self.stale += len(re.findall(STALE, text, re.M))
 
     def table(self):
         slept = [point for point, sleeps in self.slept.items() if sleeps]
@@ -141,18 +164,15 @@ class Sum:
                                   f"{sum(self.slept.values()):,} sleeps"),
             ("splats", str(self.splats)),
             ("leaks", str(self.leaks)),
-            ("stale accesses", f"{self.stale} tests of races and random calls "
-                               "failed"),
+            ("stale accesses", str(self.stale)),
         ))
 
     def problems(self, points):
         """What was to be done, and was not."""
-        wanted = {"calls": SEQUENCES * sum(run.calls for run in RUNS.values()),
-                  "refused": 1, "sigbus": 1, "met": len(points), "points": 1,
-                  "rounds": sum(run.rounds for run in RUNS.values())}
-        for name, least in wanted.items():
-            if getattr(self, name) < least:
-                yield f"{name}: {getattr(self, name)}, not {least}"
+        for name in ("calls", "refused", "sigbus", "rounds", "met", "points"):
+            if not getattr(self, name):
+                yield f"{name}: none"
+        yield from self.undone
         for point in points:
             if not self.slept.get(point):
                 yield f"nobody has come to {point}"

@@ -107,14 +107,21 @@ class ChildrenTest(unittest.TestCase):
         self.assertEqual(seen, [(0, "0\n"), (1, "1\n"), (2, "2\n")])
 
     def test_two_beside_another(self):
-        seen = []
+        go, seen = self.dir / "go", []
+
+        def start(number, command):
+            beside.start(["sh", "-c", f"{command}; exit {number}"],
+                         self.dir / f"log{number}",
+                         lambda status, _: seen.append(status))
+
         with Beside(2) as beside:
+            start(9, f"until [ -e {go} ]; do sleep 0.01; done")
             for number in range(4):
-                beside.start(["sh", "-c", f"exit {number}"],
-                             self.dir / f"log{number}",
-                             lambda status, _: seen.append(status))
-                self.assertEqual(seen, list(range(number - 1)))
-        self.assertEqual(seen, [0, 1, 2, 3])
+                start(number, "true")
+                # the one that goes on does not hold up the others
+                self.assertEqual(seen, list(range(number)))
+            go.touch()
+        self.assertCountEqual(seen, [0, 1, 2, 3, 9])
 
     def test_look_at_one_beside(self):
         go, seen = self.dir / "go", []

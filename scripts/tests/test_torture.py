@@ -6,12 +6,13 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house.common import Failure                                # noqa: E402
 from house.delays import Point, insert, read_points             # noqa: E402
-from house.torture import RACE, Sum                             # noqa: E402
+from house.torture import FUZZ, RACE, Sum, watched               # noqa: E402
 
 CODE = """\
 static int first(int a,
@@ -36,12 +37,15 @@ KTAP = """\
 KTAP version 1
 # 12 rounds, both were at work at a time in 7, seed 1
 3 rounds, both were at work at a time in 1, seed 1
-500 calls, 20 refused, 3 accesses with SIGBUS
-# map a BAR: 14 points, 9 errors, 8 of them ENOMEM
+# fail_nth.c:99:bar_map:map a BAR: 14 points, 9 errors, 8 of them ENOMEM
 ok 1 fine
+page 3 of what is lent
 not ok 2 read_revoke
 # hold-begun: 4 sleeps
 """
+CALLS = "500 calls, 20 refused, 3 accesses with SIGBUS\nok 1 sequence\n"
+SYMBOLS = "".join(f"ffffffff8100000{n % 10} t vfio_{n}{end}\n" for n in range(60)
+                  for end in ("", ".part.0", "_more"))
 
 
 class Torture(unittest.TestCase):
@@ -74,18 +78,20 @@ class Torture(unittest.TestCase):
 
     def test_sum(self):
         (self.where / f"{RACE}.x.ktap").write_text(KTAP)
+        (self.where / f"{FUZZ}.edu-plus.ktap").write_text(CALLS)
         (self.where / "other.ktap").write_text("not ok 1 other\n")
         (self.where / "summary").write_text("".join(
-            json.dumps({"problems": problems}) + "\n" for problems in
+            json.dumps({"name": "x", "exit": 0, "problems": problems}) + "\n"
+            for problems in
             ([], ["exit status 1"], ["kernel log (x):\n[1.0] BUG: KASAN"],
              ["kernel log (after x):\nunreferenced object 0x1"])))
+        (self.where / "console.log").write_text("unreferenced object 0x1\n" * 3)
         total = Sum()
         total.add(self.where)
         self.assertEqual((total.rounds, total.met), (15, 8))
         self.assertEqual((total.calls, total.refused, total.sigbus), (500, 20, 3))
         self.assertEqual((total.points, total.failed), (14, 9))
-        self.assertEqual((total.splats, total.leaks, total.stale), (1, 1, 1))
-        total.calls = total.rounds = 10**9
+        self.assertEqual((total.splats, total.leaks, total.stale), (1, 3, 1))
         self.assertEqual(list(total.problems(["hold-begun"])), [])
         self.assertEqual(list(total.problems(["memory-zap"])),
                          ["nobody has come to memory-zap"])
@@ -93,6 +99,28 @@ class Torture(unittest.TestCase):
 
     def test_nothing_done(self):
         self.assertEqual(len(list(Sum().problems(["hold-begun"]))), 7)
+
+    def test_less_done(self):
+        (self.where / f"{RACE}.races.ktap").write_text(KTAP + "ok 3 # SKIP\n")
+        (self.where / f"{FUZZ}.races.ktap").write_text(CALLS)
+        (self.where / "console.log").touch()
+        (self.where / "summary").write_text(
+            json.dumps({"name": "y", "exit": None, "problems": []}) + "\n")
+        total = Sum()
+        total.add(self.where)
+        self.assertEqual(len(total.undone), 3)
+        self.assertEqual(list(total.problems([])), total.undone)
+
+    def test_watched(self):
+        (self.where / "System.map").write_text(SYMBOLS)
+        with mock.patch("house.torture.git", return_value="".join(
+                f"static int vfio_{n}(void)\n{{\n" for n in range(60))):
+            found = watched(None, "top", self.where)
+        self.assertEqual(len(found), 120)
+        self.assertIn("vfio_7.part.0", found)
+        with mock.patch("house.torture.git", return_value=""), \
+                self.assertRaisesRegex(Failure, "no more than 0"):
+            watched(None, "top", self.where)
 
 
 if __name__ == "__main__":

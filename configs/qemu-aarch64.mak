@@ -1,0 +1,8 @@
+# The devices of the arm64 VM, see qemu-x86_64.mak.
+CONFIG_EDU=y
+CONFIG_EDU_PLUS=y
+CONFIG_ARM_VIRT=y
+CONFIG_PCIE_PORT=y
+# Its second and third serial line: the machine has but one
+CONFIG_SERIAL_PCI=y
+CONFIG_BOCHS_DISPLAY=y
