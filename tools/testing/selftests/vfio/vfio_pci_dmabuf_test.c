@@ -1427,6 +1427,21 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move)
 
 	ASSERT_EQ(0, munmap(piece, SZ_1G));
 	ASSERT_EQ(0, munmap(moved, SZ_1G));
+
+	/* Where 2 MiB is the largest that fits, the table of them goes in one. */
+	vaddr = mmap_reserve(SZ_1G, SZ_1G, 0);
+	ASSERT_EQ(vaddr, mmap(vaddr, SZ_1G, PROT_READ, MAP_SHARED | MAP_FIXED, fd, SZ_2M));
+	mmio_read32(vaddr);
+	mmio_read32(vaddr + SZ_1G - SZ_2M);
+	ASSERT_EQ(2, __page_mapping_count(vaddr, SZ_1G, SZ_2M));
+	moved = mmap_reserve(SZ_1G, SZ_1G, 0);
+	ASSERT_EQ(moved, mremap(vaddr, SZ_1G, SZ_1G, MREMAP_MAYMOVE | MREMAP_FIXED, moved));
+	EXPECT_EQ(2, __page_mapping_count(moved, SZ_1G, SZ_2M));
+	EXPECT_EQ(0, __page_mapping_count_all(vaddr, SZ_1G));
+	EXPECT_EQ(mmio_read32(s->bar + SZ_2M), mmio_read32(moved));
+	EXPECT_EQ(-EACCES, access_result(vaddr));
+
+	ASSERT_EQ(0, munmap(moved, SZ_1G));
 	ASSERT_EQ(0, close(fd));
 }
 
