@@ -101,7 +101,7 @@ class Sum:
     def __init__(self):
         self.rounds = self.met = self.calls = self.refused = self.sigbus = 0
         self.operations, self.points, self.failed = set(), 0, 0
-        self.slept = {}
+        self.slept, self.pairs = {}, {}
         self.splats = self.leaks = self.stale = 0
         self.undone = []        # what did less than it was there for
 
@@ -115,13 +115,11 @@ class Sum:
                 self.undone.append(f"{where.name}: {row['name']} has no end")
             for problem in row["problems"]:
                 if problem.startswith("kernel log"):
-                    self.splats += not self.is_leak(problem.splitlines()[1])
-        self.leaks += sum(map(self.is_leak, (where / "console.log").read_text(
-            errors="replace").splitlines()))
-
-    @staticmethod
-    def is_leak(line):
-        return "unreferenced object" in line
+                    self.splats += not re.search(
+                        "unreferenced object|suspected memory leak",
+                        problem.splitlines()[1])
+        self.leaks += (where / "console.log").read_text(
+            errors="replace").count("unreferenced object")
 
     def add_ktap(self, name, text):
         races = re.findall(r"(\d+) rounds, both were at work at a time in (\d+)", text)
@@ -134,8 +132,12 @@ class Sum:
         self.sigbus += sum(int(sigbus) for _, _, sigbus in sequences)
         program, _, run = name.removesuffix(".ktap").partition(".")
         tests = len(re.findall(r"^(?:not )?ok \d+ ", text, re.M))
-        if program == RACE and not 0 < tests == len(races):
-            self.undone.append(f"{name}: {len(races)} races in {tests} tests")
+        if program == RACE:
+            if not 0 < tests == len(races):
+                self.undone.append(f"{name}: {len(races)} races in {tests} tests")
+            for met, test in re.findall(r"both were at work at a time in (\d+)"
+                                        r"(?:.*\n)+?(?:not )?ok \d+ (\S+)", text):
+                self.pairs[test] = self.pairs.get(test, 0) + int(met)
         if program == FUZZ and run in RUNS:
             wanted = SEQUENCES * RUNS[run].calls
             done = sum(int(calls) for calls, _, _ in sequences)
@@ -173,6 +175,9 @@ class Sum:
             if not getattr(self, name):
                 yield f"{name}: none"
         yield from self.undone
+        for test, met in self.pairs.items():
+            if not met:
+                yield f"the two of {test} have never met"
         for point in points:
             if not self.slept.get(point):
                 yield f"nobody has come to {point}"
