@@ -33,8 +33,9 @@ check: deps ## the test command: everything that CI runs, one table at the end
 	@scripts/check $(if $(STEPS),--only $(STEPS))
 
 .PHONY: check-all
-check-all: deps ## what make check leaves out: other kernels, another device
-	@scripts/check --only nop2pdma bochs faults debug
+check-all: deps ## what make check leaves out: other kernels, devices, architectures
+	@scripts/deps arches
+	@scripts/check --only nop2pdma bochs i386 arm64 faults debug
 
 .PHONY: torture
 torture: deps ## races, random calls, failing allocations, on kernels that look (hours)
@@ -71,7 +72,9 @@ export: ## bring build/linux back to patches/ and the whole files [GROWS=path]
 	@scripts/export linux $(if $(GROWS),--grows $(GROWS))
 
 .PHONY: series
-series: deps ## the mails for the list [V=n] [FROM="Name <mail>" [SIGNOFF=1]]
+series: deps ## the mails for the list, checked [V=n] [FROM="Name <mail>" [SIGNOFF=1]]
+	@scripts/check --only patches uapi series
+	@scripts/bisect --show
 	@scripts/series $(if $(V),--version $(V)) \
 		$${FROM:+--from "$$FROM"} $(if $(filter 1,$(SIGNOFF)),--signoff) \
 		$${TRAILER:+--trailer "$$TRAILER"}
@@ -92,6 +95,11 @@ shell: deps ## a prompt in the VM, devices bound to vfio-pci [TREE=build/linux]
 test: deps ## run one test in the VM: TEST="program [args]" [TREE=build/linux]
 	$(if $(TEST),,$(error say which: TEST="program [args]"))
 	@scripts/demo --run "$$TEST" $${TREE:+--tree "$$TREE"}
+
+.PHONY: gdb
+gdb: deps ## as make test, or make shell without TEST=, waiting for gdb
+	@scripts/demo --gdb $${TEST:+--run "$$TEST"} $(if $(TEST),,--shell) \
+		$${TREE:+--tree "$$TREE"}
 
 .PHONY: clean
 clean: ## remove this clone's objects and logs, not its trees, not the cache

@@ -28,11 +28,14 @@ ARCHES = {  # name -> (ARCH of kbuild, cross compiler, image)
     "i386": ("i386", "", "arch/x86/boot/bzImage"),
     "arm64": ("arm64", "aarch64-linux-gnu-", "arch/arm64/boot/Image"),
 }
+# The compiler's prefix for programs: that of kernels does not need a libc
+PROGRAMS = {"x86_64": "", "i386": "i686-linux-gnu-", "arm64": "aarch64-linux-gnu-"}
 # flavour -> (architecture, fragments of configs/)
 FLAVOURS = {
     "x86_64": ("x86_64", ("base", "x86_64")),
     "debug": ("x86_64", ("base", "x86_64", "debug", "fault-injection")),
     "faults": ("x86_64", ("base", "x86_64", "fault-injection")),
+    "gdb": ("x86_64", ("base", "x86_64", "gdb")),
     "gcov": ("x86_64", ("base", "x86_64", "fault-injection", "gcov")),
     "kcsan": ("x86_64", ("base", "x86_64", "kcsan")),
     "nop2pdma": ("x86_64", ("base", "x86_64", "nop2pdma")),
@@ -100,7 +103,10 @@ def recompose(stack, repo, base, tree):
     """Compose in a tree that may be there already, with another stack."""
     if (tree / ".git").exists():
         (tree / ".git" / "stack-id").unlink(missing_ok=True)
+        drop_index_lock(tree)
         git("am", "--abort", cwd=tree, check=False)
+        # it knows nothing of one that was killed as it began
+        shutil.rmtree(tree / ".git/rebase-apply", ignore_errors=True)
     # git am needs no more than the files that the stack touches
     try:
         compose(stack, repo, base, tree,
@@ -295,16 +301,18 @@ def kernel(tree, commit, flavour, log):
 
 def selftests(tree, commit, log, arch="x86_64"):
     """Build the VFIO selftests of COMMIT, static; returns their directory."""
-    kbuild_arch, cross, _ = ARCHES[arch]
-    sources = "arch/x86" if arch == "x86_64" else f"arch/{kbuild_arch}"
+    cross = PROGRAMS[arch]
+    sources = "arch/arm64" if arch == "arm64" else "arch/x86"
+    # libvfio has 64 bits in mind: it prints a u64 by %lx, among others
+    flags = ["-D_FILE_OFFSET_BITS=64", "-w"] if arch == "i386" else []
     key = digest(*(git("rev-parse", f"{commit}:{path}", cwd=tree) for path in
                    ("Makefile", sources, "include", "scripts", "tools")),
-                 compiler(cross))[:24]
+                 compiler(cross), *flags)[:24]
     with cached("selftests", key) as (place, new):
         if new is None:
             return place
-        env = build_env() | {"ARCH": kbuild_arch}
-        flags = ["-static", *(foreign.flags(arch, log) if cross else ())]
+        env = build_env() | {"ARCH": arch}
+        flags += ["-static", *(foreign.flags(arch, log) if cross else ())]
         with work("linux"), Objects(f"selftests-{arch}") as objects:
             check_out(tree, commit)
             # its dependencies name headers that another commit may not have
@@ -314,6 +322,8 @@ def selftests(tree, commit, log, arch="x86_64"):
             run_logged(
                 ["make", "-C", tree / "tools/testing/selftests", jobs(),
                  "TARGETS=vfio", f"O={objects}", f"CC=ccache {cross}gcc",
+                 # by its name of i386 the Makefile builds nothing
+                 f"ARCH={'x86' if arch == 'i386' else arch}",
                  f"EXTRA_CFLAGS={' '.join(flags)}",
                  f"KHDR_INCLUDES=-isystem {objects}/usr/include",
                  f"INSTALL_PATH={new}", "FORCE_TARGETS=1", "install"],
@@ -348,7 +358,7 @@ def initramfs(programs, arch="x86_64"):
     out = build_dir() / f"initramfs-{programs.name}-{rest[:12]}.cpio"
     with lock(build_dir() / ".initramfs.lock"):
         log, env = fresh_log("initramfs"), {}
-        if cross := ARCHES[arch][1]:
+        if cross := PROGRAMS[arch]:
             env = {"BUSYBOX": str(foreign.busybox(arch, log)), "STRIP": f"{cross}strip"}
         run_logged([ROOT / "scripts" / "initramfs", out, programs / "vfio"], log,
                    env=env)
