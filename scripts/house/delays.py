@@ -4,7 +4,7 @@ import re
 from collections import namedtuple
 
 from .common import ROOT, Failure, git
-from .stack import commit_index, own_index
+from .stack import commit_files
 
 Point = namedtuple("Point", "name path function line")
 WHERE = "drivers/vfio/pci/"
@@ -61,11 +61,5 @@ def compose(tree, top):
     makefile = f"{WHERE}Makefile"
     files[makefile] = f"{read(makefile)}vfio-pci-core-y += vfio_pci_delay.o\n"
 
-    with own_index(tree, top) as env:
-        for path, text in files.items():
-            blob = git("hash-object", "-w", "--stdin", cwd=tree,
-                       input=text.encode())
-            git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}",
-                cwd=tree, env=env)
-        commit = commit_index(tree, env, top, "Sleep at named points")
+    commit = commit_files(tree, top, files, "Sleep at named points")
     return commit, [point.name for point in points]

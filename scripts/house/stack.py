@@ -469,6 +469,16 @@ def commit_index(tree, env, parent, message):
                git("write-tree", cwd=tree, env=env), cwd=tree, env=env)
 
 
+def commit_files(tree, parent, files, message):
+    """A commit on PARENT, in no branch, with the texts of FILES by their paths."""
+    with own_index(tree, parent) as env:
+        for path, text in files.items():
+            blob = git("hash-object", "-w", "--stdin", cwd=tree, input=text.encode())
+            git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}",
+                cwd=tree, env=env)
+        return commit_index(tree, env, parent, message)
+
+
 def working_commit(tree):
     """A commit of the tree as it stands, with new files, in no branch."""
     if not (tree / ".git").exists():
