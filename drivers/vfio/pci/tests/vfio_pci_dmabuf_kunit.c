@@ -11,9 +11,11 @@
 #include <kunit/test.h>
 
 #include <linux/anon_inodes.h>
+#include <linux/bitfield.h>
 #include <linux/bits.h>
 #include <linux/dma-buf.h>
 #include <linux/file.h>
+#include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/pci.h>
 #include <linux/pci-p2pdma.h>
@@ -342,6 +344,56 @@ static void vfio_pci_bar_map_mmap(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, -EINVAL, file->f_op->mmap(file, vma));
 	KUNIT_EXPECT_EQ(test, -EINVAL, dma_buf_mmap(priv->dmabuf, vma, 0));
 	KUNIT_EXPECT_PTR_EQ(test, vma->vm_file, ctx->device_file);
+}
+
+#ifdef CONFIG_ARM64
+static void expect_arch_wc(struct kunit *test, pgprot_t prot)
+{
+	KUNIT_EXPECT_EQ(test, FIELD_GET(PTE_ATTRINDX_MASK, pgprot_val(prot)),
+			MT_NORMAL_NC);
+}
+#else
+static void expect_arch_wc(struct kunit *test, pgprot_t prot) {}
+#endif
+
+static pgprot_t mapped_with(struct kunit *test, u32 memattr, pgprot_t *plain)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct vm_area_struct *vma;
+
+	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	init_vma(vma, test->priv);
+	vma_lock_init(vma, false);
+	vma->vm_mm = current->mm;
+	vm_flags_init(vma, VM_READ | VM_WRITE | VM_SHARED | VM_MAYSHARE);
+	*plain = vm_get_page_prot(vma->vm_flags);
+	vma->vm_page_prot = *plain;
+
+	/* As if it were exported */
+	priv->mappable = true;
+	priv->memattr = memattr;
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_mmap(priv->dmabuf, vma));
+	mmap_write_unlock(current->mm);
+
+	return vma->vm_page_prot;
+}
+
+/* Not every architecture shows the page tables of a process to a selftest */
+static void vfio_pci_mmap_memattr(struct kunit *test)
+{
+	pgprot_t nc, wc, plain;
+
+	KUNIT_ASSERT_EQ(test, 0, kunit_attach_mm());
+
+	nc = mapped_with(test, VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR_NC, &plain);
+	wc = mapped_with(test, VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR_WC, &plain);
+	KUNIT_EXPECT_EQ(test, pgprot_val(nc),
+			pgprot_val(pgprot_decrypted(pgprot_noncached(plain))));
+	KUNIT_EXPECT_EQ(test, pgprot_val(wc),
+			pgprot_val(pgprot_decrypted(pgprot_writecombine(plain))));
+	expect_arch_wc(test, wc);
 }
 
 static void vfio_pci_attach(struct kunit *test)
@@ -773,6 +825,7 @@ static void vfio_pci_vma_find_pfn_table(struct kunit *test)
 static struct kunit_case vfio_pci_dmabuf_cases[] = {
 	KUNIT_CASE(vfio_pci_bar_map_create),
 	KUNIT_CASE(vfio_pci_bar_map_mmap),
+	KUNIT_CASE(vfio_pci_mmap_memattr),
 	KUNIT_CASE(vfio_pci_attach),
 	KUNIT_CASE(vfio_pci_attach_without_provider),
 	KUNIT_CASE(vfio_pci_attach_without_peer2peer),
