@@ -35,7 +35,8 @@ check: deps ## the test command: everything that CI runs, one table at the end
 .PHONY: check-all
 check-all: deps ## what make check leaves out: other kernels, devices, architectures
 	@scripts/deps arches
-	@scripts/check --only nop2pdma bochs i386 arm64 faults debug
+	@scripts/check --only nop2pdma bochs amd-iommu virtio-iommu kconfig \
+		i386 arm64 faults debug
 
 .PHONY: torture
 torture: deps ## races, random calls, failing allocations, on kernels that look (hours)

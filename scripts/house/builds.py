@@ -37,6 +37,7 @@ FLAVOURS = {
     "faults": ("x86_64", ("base", "x86_64", "fault-injection")),
     "gdb": ("x86_64", ("base", "x86_64", "gdb")),
     "gcov": ("x86_64", ("base", "x86_64", "fault-injection", "gcov")),
+    "iommus": ("x86_64", ("base", "x86_64", "iommus")),
     "kcsan": ("x86_64", ("base", "x86_64", "kcsan")),
     "nop2pdma": ("x86_64", ("base", "x86_64", "nop2pdma")),
     "nothp": ("x86_64", ("base", "x86_64", "nothp")),
@@ -212,8 +213,10 @@ def count_objects(log):
     return f"{len(re.findall(r'^  (?:CC|AS|LD|AR|HOSTCC) ', text, re.M))} objects"
 
 
-def configure(tree, commit, flavour, objects, log, clang=False):
+def configure(tree, commit, flavour, objects, log, clang=False, more=()):
     """Have the .config of a flavour in OBJECTS; TREE has COMMIT checked out.
+
+    MORE are further fragments, with their paths.
 
     Kconfig takes longer than to compile what a commit changes, so configurations
     are kept under the hash of what they are made from. An unchanged one keeps
@@ -221,7 +224,7 @@ def configure(tree, commit, flavour, objects, log, clang=False):
     """
     arch, fragments = FLAVOURS[flavour]
     kbuild_arch, cross, _ = ARCHES[arch]
-    configs = [ROOT / "configs" / f"{f}.config" for f in fragments]
+    configs = [ROOT / "configs" / f"{f}.config" for f in fragments] + [*more]
     asked = git("ls-tree", "-r", commit, cwd=tree).splitlines()
     asked = [line for line in asked if re.search(
         r"\t(scripts/|Makefile|arch/\w+/Makefile|.*Kconfig|.*\.config$)", line)]
