@@ -73,36 +73,33 @@ def no_warnings(log, start=0):
         raise Failure("\n".join(found[:8]))
 
 
-def compile_row(tree, commit, row, log):
-    """Compile TARGETS at W=1 as a row has it; a warning is a Failure."""
+def make(tree, commit, row, where, log, *targets):
+    """Make TARGETS as a row has it, without a warning; returns the modules' names."""
     env = builds.build_env() | {"ARCH": builds.ARCHES["x86_64"][0]}
     more = builds.build_dir() / "kconfig.config"
     more.write_text(fragment(row))
-    with builds.work("linux"), builds.Objects("kconfig") as objects:
-        builds.check_out(tree, commit)
-        builds.configure(tree, commit, "x86_64", objects, log, more=[more])
-        start = log.stat().st_size
-        run_logged(["make", "-C", tree, f"O={objects}", "CC=ccache gcc", "-k",
-                    builds.jobs(), "W=1", *TARGETS,
-                    *(target for switch, target in MORE_TARGETS.items()
-                      if row[switch] == "y")], log, env=env)
-    no_warnings(log, start)
-
-
-def link_modules(tree, commit, log):
-    """Link vfio as modules: each symbol that one takes of another is exported."""
-    env = builds.build_env() | {"ARCH": builds.ARCHES["x86_64"][0]}
-    row = {switch: next(iter(choices)) for switch, choices in SWITCHES.items()}
-    more = builds.build_dir() / "kconfig.config"
-    more.write_text(fragment(row | {"vfio": "m"}))
-    with builds.work("linux"), builds.Objects("linux-modules") as objects:
+    with builds.work("linux"), builds.Objects(where) as objects:
         builds.check_out(tree, commit)
         builds.configure(tree, commit, "x86_64", objects, log, more=[more])
         start = log.stat().st_size
         run_logged(["make", "-C", tree, f"O={objects}", "CC=ccache gcc",
-                    builds.jobs(), "vmlinux", "modules"], log, env=env,
+                    builds.jobs(), *targets], log, env=env,
                    progress=builds.count_objects)
-        made = {path.name for path in objects.rglob("*.ko")}
+        modules = {path.name for path in objects.rglob("*.ko")}
     no_warnings(log, start)
-    if "vfio-pci-core.ko" not in made or "vfio_pci_dmabuf_kunit.ko" not in made:
+    return modules
+
+
+def compile_row(tree, commit, row, log):
+    """Compile what the stack touches, at W=1, as a row has it."""
+    make(tree, commit, row, "kconfig", log, "-k", "W=1", *TARGETS,
+         *(target for switch, target in MORE_TARGETS.items() if row[switch] == "y"))
+
+
+def link_modules(tree, commit, log):
+    """Link vfio as modules: each symbol that one takes of another is exported."""
+    row = {switch: next(iter(choices)) for switch, choices in SWITCHES.items()}
+    made = make(tree, commit, row | {"vfio": "m"}, "linux-modules", log,
+                "vmlinux", "modules")
+    if not {"vfio-pci-core.ko", "vfio_pci_dmabuf_kunit.ko"} <= made:
         raise Failure(f"no modules of vfio-pci among {sorted(made)}, see {log}")
