@@ -30,6 +30,7 @@ demo: deps ## boot the VM; a process vends edu-plus to 16 others, slice by slice
 
 .PHONY: check
 check: deps ## the test command: everything that CI runs, one table at the end
+	$(if $(filter i386 arm64,$(STEPS)),@scripts/deps arches)
 	@scripts/check $(if $(STEPS),--only $(STEPS))
 
 .PHONY: check-all
@@ -39,8 +40,8 @@ check-all: deps ## what make check leaves out: other kernels, devices, architect
 		i386 arm64 faults debug
 
 .PHONY: torture
-torture: deps ## races, random calls, failing allocations, on kernels that look (hours)
-	@scripts/check --only torture
+torture: deps ## races, random calls, failing allocations, on kernels that look [ONLY="run..."]
+	@scripts/check --only torture $(if $(ONLY),--runs $(ONLY))
 
 .PHONY: bisect
 bisect: ## each commit x configuration x test, resumable (hours)

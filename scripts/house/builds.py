@@ -200,9 +200,44 @@ class Objects:
         return self.path
 
     def __exit__(self, kind, *_):
-        # a compiler's error leaves a sound directory, a kill may not
-        if kind is None or issubclass(kind, Failure):
+        # a compiler's error leaves a sound directory, a kill may not; and a warning
+        # that is to fail must be there the next time, too
+        if kind is None or issubclass(kind, Failure) and not issubclass(kind, Warned):
             self.mark.unlink(missing_ok=True)
+
+
+class Warned(Failure):
+    """It was made, but not in silence."""
+
+
+def no_warnings(log, start=0):
+    """A warning of a compiler, linker or modpost behind that place of the log fails.
+
+    Call it in the Objects that were made.
+    """
+    text = log.read_bytes()[start:].decode(errors="replace")
+    if found := re.findall(r"^(?!make).*(?i:warning:).*$", text, re.M):
+        raise Warned("\n".join(found[:8]))
+
+
+def touched_objects(tree, commit, since=None):
+    """The objects that the C files and headers of a commit, or of several, go into.
+
+    A header, Makefile or Kconfig stands for its directory, which ends in a slash.
+    """
+    names = git("diff-tree", "-r", "--no-commit-id", "--name-only",
+                "--diff-filter=d", *([since] if since else []), commit,
+                cwd=tree).splitlines()
+    found = set()
+    for name in names:
+        if name.startswith(("tools/", "samples/", "Documentation/")):
+            continue
+        if name.endswith(".c"):
+            found.add(name[:-2] + ".o")
+        elif name.endswith((".h", "Makefile", "Kconfig")) and "/" in name and \
+                not name.startswith(("include/", "arch/x86/include")):
+            found.add(name.rsplit("/", 1)[0] + "/")
+    return sorted(found)
 
 
 def count_objects(log):

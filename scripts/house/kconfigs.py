@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Configurations that nothing boots: what the stack touches compiles in each."""
 import itertools
-import re
+from pathlib import Path
 
 from . import builds
 from .common import Failure, run_logged
@@ -26,12 +26,17 @@ SWITCHES = {
     "iommufd": {"y": {}, "n": {"IOMMUFD": "n", "VFIO_DEVICE_CDEV": "n"}},
     "tracing": {"y": {}, "n": {"FTRACE": "n", "ENABLE_DEFAULT_TRACERS": "n"}},
     "lockdep": {"n": {}, "y": {"PROVE_LOCKING": "y"}},
+    "group": {"y": {}, "n": {"VFIO_GROUP": "n", "VFIO_CONTAINER": "n"}},
+    "pat": {"y": {}, "n": {"X86_PAT": "n"}},
 }
-# Directories and objects with what the stack touches; kbuild also makes an object that
-# the configuration does not have
-TARGETS = ("drivers/vfio/", "drivers/dma-buf/", "drivers/pci/p2pdma_core.o",
-           "mm/memory.o", "mm/mremap.o", "mm/mmap.o")
-MORE_TARGETS = {"p2pdma": "drivers/pci/p2pdma.o", "thp": "mm/huge_memory.o"}
+PLAIN = {switch: next(iter(choices)) for switch, choices in SWITCHES.items()}
+# Made as a whole, by the configuration: what is in there depends on it
+DIRECTORIES = ("drivers/vfio/", "drivers/dma-buf/", "drivers/iommu/iommufd/")
+# kbuild makes an object that is asked for, also one that is not configured
+NEEDS = {"drivers/iommu/iommufd/": "iommufd", "drivers/pci/p2pdma.o": "p2pdma",
+         "mm/huge_memory.o": "thp", "arch/x86/mm/pat/memtype_interval.o": "pat"}
+# Of no configuration of the VM; scripts/bisect compiles it
+ELSEWHERE = ("drivers/infiniband/",)
 
 
 def pairwise(switches):
@@ -66,40 +71,44 @@ def title(row):
                      if SWITCHES[switch][choice]) or "as in the VM"
 
 
-def no_warnings(log, start=0):
-    """A compiler's warning behind that place of the log is a Failure."""
-    text = log.read_bytes()[start:].decode(errors="replace")
-    if found := re.findall(r"^.*warning:.*$", text, re.M):
-        raise Failure("\n".join(found[:8]))
+def targets(touched, row):
+    """What to make of what the stack touches, as a row has it."""
+    found = set()
+    for name in touched:
+        directory = next((path for path in DIRECTORIES if name.startswith(path)), None)
+        if (directory or name.endswith(".o")) and not name.startswith(ELSEWHERE):
+            found.add(directory or name)
+    return sorted(name for name in found
+                  if row.get(NEEDS.get(name, ""), "y") == "y")
 
 
-def make(tree, commit, row, where, log, *targets):
-    """Make TARGETS as a row has it, without a warning; returns the modules' names."""
+def make(tree, commit, row, where, log, *wanted):
+    """Make what is WANTED as a row has it, in silence; returns the modules' names."""
     env = builds.build_env() | {"ARCH": builds.ARCHES["x86_64"][0]}
     more = builds.build_dir() / "kconfig.config"
-    more.write_text(fragment(row))
     with builds.work("linux"), builds.Objects(where) as objects:
+        more.write_text(fragment(row))
         builds.check_out(tree, commit)
         builds.configure(tree, commit, "x86_64", objects, log, more=[more])
         start = log.stat().st_size
         run_logged(["make", "-C", tree, f"O={objects}", "CC=ccache gcc",
-                    builds.jobs(), *targets], log, env=env,
+                    builds.jobs(), *wanted], log, env=env,
                    progress=builds.count_objects)
-        modules = {path.name for path in objects.rglob("*.ko")}
-    no_warnings(log, start)
-    return modules
+        builds.no_warnings(log, start)
+        order = objects / "modules.order"
+        return {Path(line).stem for line in order.read_text().split()
+                } if "modules" in wanted else set()
 
 
-def compile_row(tree, commit, row, log):
+def compile_row(tree, base, commit, row, log):
     """Compile what the stack touches, at W=1, as a row has it."""
-    make(tree, commit, row, "kconfig", log, "-k", "W=1", *TARGETS,
-         *(target for switch, target in MORE_TARGETS.items() if row[switch] == "y"))
+    make(tree, commit, row, "kconfig", log, "-k", "W=1",
+         *targets(builds.touched_objects(tree, commit, base), row))
 
 
 def link_modules(tree, commit, log):
     """Link vfio as modules: each symbol that one takes of another is exported."""
-    row = {switch: next(iter(choices)) for switch, choices in SWITCHES.items()}
-    made = make(tree, commit, row | {"vfio": "m"}, "linux-modules", log,
+    made = make(tree, commit, PLAIN | {"vfio": "m"}, "linux-modules", log,
                 "vmlinux", "modules")
-    if not {"vfio-pci-core.ko", "vfio_pci_dmabuf_kunit.ko"} <= made:
+    if not {"vfio-pci-core", "vfio_pci_dmabuf_kunit", "vfio_pci_pfn_kunit"} <= made:
         raise Failure(f"no modules of vfio-pci among {sorted(made)}, see {log}")

@@ -48,7 +48,7 @@ def write_plan(path, lines):
     return path
 
 
-def selftests_plan(tree, top, programs, devices=("edu-plus", "edu")):
+def selftests_plan(tree, top, programs, devices=("edu-plus", "edu"), large=True):
     """Lines of the plan: KUnit, all programs on each device, some on LARGE."""
     suites = builds.kunit_suites(tree, top)
     if not suites:
@@ -69,6 +69,6 @@ def selftests_plan(tree, top, programs, devices=("edu-plus", "edu")):
                 env = HOTPLUG.get(name, "") if device == "edu-plus" else ""
                 env += ASKS.get(name, "")
                 yield f"{name}.{device}", LIMIT, f"{env}{name} {BDF[device]}"
-    for name, tests in ON_LARGE.items() if "edu-plus" in devices else ():
+    for name, tests in ON_LARGE.items() if large and "edu-plus" in devices else ():
         env = ASKS.get(name, "")
         yield f"{name}.1GiB", LIMIT, f"{env}{name} {tests} {LARGE}"

@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of the configurations that are compiled only."""
 import itertools
+import re
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from house.kconfigs import SWITCHES, fragment, pairwise, title  # noqa: E402
-
-PLAIN = {switch: next(iter(choices)) for switch, choices in SWITCHES.items()}
+from house.builds import Warned, no_warnings                    # noqa: E402
+from house.kconfigs import (PLAIN, SWITCHES, fragment, pairwise, targets,  # noqa: E402
+                            title)
 
 
 class Pairwise(unittest.TestCase):
@@ -37,6 +39,37 @@ class Fragments(unittest.TestCase):
         self.assertIn("CONFIG_VFIO_PCI=m\n", text)
         self.assertEqual(text.count("VFIO_PCI_KUNIT_TEST"), 1)
         self.assertIn("# CONFIG_VFIO_PCI_KUNIT_TEST is not set\n", text)
+
+
+class Targets(unittest.TestCase):
+    def test_of_a_row(self):
+        touched = ["drivers/vfio/pci/a.o", "drivers/vfio/", "mm/", "mm/memory.o",
+                   "mm/huge_memory.o", "drivers/infiniband/a.o",
+                   "drivers/iommu/iommufd/pages.o"]
+        self.assertEqual(targets(touched, PLAIN), [
+            "drivers/iommu/iommufd/", "drivers/vfio/", "mm/huge_memory.o",
+            "mm/memory.o"])
+        self.assertEqual(targets(touched, PLAIN | {"thp": "n", "iommufd": "n"}),
+                         ["drivers/vfio/", "mm/memory.o"])
+
+
+class Warnings(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.log = Path(scratch.name) / "log"
+
+    def test_found(self):
+        for line in ("a.c:1:2: warning: unused", "ld: warning: x has LOAD segment",
+                     "WARNING: modpost: missing MODULE_DESCRIPTION()"):
+            self.log.write_text(f"  CC a.o\n{line}\n")
+            with self.assertRaisesRegex(Warned, re.escape(line)):
+                no_warnings(self.log)
+            no_warnings(self.log, self.log.stat().st_size)
+
+    def test_of_make(self):
+        self.log.write_text("make[2]: warning: jobserver unavailable\n")
+        no_warnings(self.log)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Why a test may be skipped, by the VM and the program that it is part of.
+
+A reason that is not here is a failure: a test that is skipped tests nothing, and
+nobody would notice.
+"""
+import re
+
+from .plan import NEEDS_P2PDMA
+
+ANYTHING = ("",)
+# On edu-plus, which is there to run them all
+EDU_PLUS = (
+    # its RAM is 64 MiB, as is the whole window of its port
+    "BAR too small for 1 GiB pages",
+    # variants of tests that are about the character device, for groups
+    "Only a character device can be open",
+    # what revokes is one thing for both calls: one variant of two is enough
+    "The feature shows it",
+    # it has ten seconds, and has them again when the test is run again
+    "The machine is too slow to kill it in time",
+    # on the debug kernel
+    "kmemleak allocates more",
+    # but on the kernel of the step faults
+    "The kernel makes no allocation fail",
+)
+# No dump of what translates the addresses of programs, and a CPU flag of x86
+NOT_X86_64 = (
+    "Cannot look at page tables",
+    "Nothing is mapped ahead, or nobody can tell",
+    "The kernel or the CPU has no 1 GiB pages",
+)
+# Nor are there hugetlb pages of 2 MiB and 1 GiB
+PAGES_64K = ("Made for pages of 4 KiB", r"mmap\(\) failed")
+# house/torture.py minds a race that has not met in any run
+TORTURE = ("They never met",)
+# What the base's tests skip is compared with the top, and stock edu and bochs-display
+# lack what most tests need
+COMPARED = re.compile(r"\.(base|edu|bochs)$")
+
+
+def may_skip(vm, program):
+    """The reasons, as regular expressions, for which PROGRAM may skip in VM."""
+    if COMPARED.search(program):
+        return ANYTHING
+    if vm == "nop2pdma" and NEEDS_P2PDMA.search(program):
+        return ANYTHING
+    reasons = ()
+    if program != "kunit" and not program.endswith((".1GiB", ".faults")):
+        reasons += EDU_PLUS
+    if vm.startswith("torture-"):
+        reasons += TORTURE
+    if vm == "i386" or vm.startswith("arm64"):
+        reasons += NOT_X86_64
+    if vm == "arm64-64k":
+        reasons += PAGES_64K
+    return reasons
