@@ -3,6 +3,6 @@ CONFIG_EDU=y
 CONFIG_EDU_PLUS=y
 CONFIG_ARM_VIRT=y
 CONFIG_PCIE_PORT=y
-# Its second and third serial line: the machine has but one
+# Results and control lines: the machine itself has two lines at most
 CONFIG_SERIAL_PCI=y
 CONFIG_BOCHS_DISPLAY=y

@@ -213,7 +213,8 @@ TEST_F(vfio_pci_dmabuf_import, bad_span)
 	iova_t iova = iova_allocator_alloc(s->iova_allocator, SZ_1M);
 
 	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, 0, 2 * SLICE_SIZE, iova, RW));
-	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, SLICE_SIZE, SZ_4K, iova, RW));
+	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, SLICE_SIZE, getpagesize(), iova,
+					      RW));
 	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, 0, 0, iova, RW));
 }
 
@@ -460,9 +461,9 @@ static int try_import(struct setup *s, int fd)
 {
 	int r;
 
-	r = __iommu_map_dmabuf(s->iommu, fd, 0, SZ_4K, s->try_iova, RW);
+	r = __iommu_map_dmabuf(s->iommu, fd, 0, getpagesize(), s->try_iova, RW);
 	if (!r)
-		iommu_unmap_dmabuf(s->iommu, s->try_iova, SZ_4K);
+		iommu_unmap_dmabuf(s->iommu, s->try_iova, getpagesize());
 	return r;
 }
 
@@ -473,11 +474,11 @@ static void check_new_dmabuf(struct __test_metadata *_metadata, struct setup *s,
 	u32 value;
 	int fd;
 
-	fd = vfio_pci_dmabuf_export_range(s->exporter, s->index, SLICE_OFFSET, SZ_4K);
-	vaddr = dmabuf_map(fd, 0, SZ_4K);
+	fd = vfio_pci_dmabuf_export_range(s->exporter, s->index, SLICE_OFFSET, getpagesize());
+	vaddr = dmabuf_map(fd, 0, getpagesize());
 	EXPECT_EQ(step->accessible ? 0 : -EFAULT, __mmio_read32(vaddr, &value));
 	EXPECT_EQ(step->accessible ? 0 : -ENODEV, try_import(s, fd));
-	dmabuf_unmap(vaddr, SZ_4K);
+	dmabuf_unmap(vaddr, getpagesize());
 	ASSERT_EQ(0, close(fd));
 }
 
@@ -504,7 +505,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_import, walk, 60)
 		SKIP(return, "The kernel does not map exported DMABUFs");
 
 	vaddr = dmabuf_map(s->fd, 0, SLICE_SIZE);
-	s->try_iova = iova_allocator_alloc(s->iova_allocator, SZ_4K);
+	s->try_iova = iova_allocator_alloc(s->iova_allocator, getpagesize());
 	wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	ASSERT_GE(wakeup, 0);
 

@@ -671,7 +671,7 @@ static void other_init(struct race *r)
 		return;
 	}
 
-	dma_region_setup(r->iommu, r->iova_allocator, &r->memory, SZ_4K);
+	dma_region_setup(r->iommu, r->iova_allocator, &r->memory, getpagesize());
 	dma_region_setup(r->iommu, r->iova_allocator, &other->driver.region, SZ_2M);
 	vfio_pci_driver_init(other);
 	r->other = other;

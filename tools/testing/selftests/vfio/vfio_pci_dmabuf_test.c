@@ -1276,9 +1276,9 @@ TEST_F(vfio_pci_dmabuf_map, huge_pages_unaided)
 	/* The offset in the DMABUF says nothing about the physical address. */
 	fd = export_range(s, SZ_1M, SZ_4M);
 	vaddr = dmabuf_map(fd, 0, SZ_4M);
-	if ((u64)vaddr % SZ_2M != SZ_1M && !maps_ahead(fd, 0))
+	if ((unsigned long)vaddr % SZ_2M != SZ_1M && !maps_ahead(fd, 0))
 		SKIP(return, "The kernel does not look for a place that suits huge pages");
-	ASSERT_EQ(SZ_1M, (u64)vaddr % SZ_2M);
+	ASSERT_EQ(SZ_1M, (unsigned long)vaddr % SZ_2M);
 	EXPECT_EQ(1, translations(vaddr, SZ_4M, SZ_2M));
 	dmabuf_unmap(vaddr, SZ_4M);
 
@@ -1304,7 +1304,7 @@ TEST_F(vfio_pci_dmabuf_map, huge_pages_unaided)
 		return;
 	fd = export_range(s, SZ_4K, s->size - SZ_4K);
 	vaddr = dmabuf_map(fd, 0, s->size - SZ_4K);
-	EXPECT_EQ(SZ_4K, (u64)vaddr % SZ_1G);
+	EXPECT_EQ(SZ_4K, (unsigned long)vaddr % SZ_1G);
 	dmabuf_unmap(vaddr, s->size - SZ_4K);
 	ASSERT_EQ(0, close(fd));
 }
@@ -3306,7 +3306,7 @@ TEST_F(vfio_pci_dmabuf_observe, tracepoints)
 
 	ASSERT_EQ(0, fstat(fd, &stat));
 	snprintf_assert(ino, sizeof(ino), " ino=%lu ", stat.st_ino);
-	snprintf_assert(bar_ino, sizeof(bar_ino), " address=0x%lx ", (u64)s->bar);
+	snprintf_assert(bar_ino, sizeof(bar_ino), " address=0x%lx ", (unsigned long)s->bar);
 	snprintf_assert(dev, sizeof(dev), " dev=%s ", device_bdf);
 	trace_write(self->trace, "events/vfio_pci/enable", "1");
 

@@ -279,7 +279,7 @@ static void do_map(struct self *self, const struct request *request, struct answ
 
 	self->slices[request->slice].vaddr = vaddr;
 	self->slices[request->slice].size = request->size;
-	answer->value = (u64)vaddr;
+	answer->value = (unsigned long)vaddr;
 }
 
 static void do_read(struct self *self, const struct request *request, struct answer *answer)

@@ -195,7 +195,7 @@ static bool vma_info_parse(const char *line, struct vma_info *info)
 
 static bool vma_info_contains(struct vma_info *info, const void *vaddr)
 {
-	return (u64)vaddr >= info->start && (u64)vaddr < info->end;
+	return (unsigned long)vaddr >= info->start && (unsigned long)vaddr < info->end;
 }
 
 int __vma_info_get_of(pid_t pid, const void *vaddr, struct vma_info *info)
@@ -341,7 +341,7 @@ int __page_mapping_get_from(int fd, const void *vaddr, struct page_mapping *mapp
 		if (!ptdump_parse(line, &dump))
 			continue;
 
-		if ((u64)vaddr >= dump.start && (u64)vaddr < dump.end)
+		if ((unsigned long)vaddr >= dump.start && (unsigned long)vaddr < dump.end)
 			*mapping = dump.mapping;
 	}
 
@@ -365,7 +365,7 @@ int __page_mapping_get(const void *vaddr, struct page_mapping *mapping)
 /* @page_size is 0 for all sizes. */
 static long ptdump_count(const void *vaddr, u64 size, u64 page_size)
 {
-	u64 start = (u64)vaddr, end = start + size;
+	u64 start = (unsigned long)vaddr, end = start + size;
 	int fd = __page_tables_open();
 	struct ptdump_line dump;
 	char line[256];
@@ -446,10 +446,18 @@ static bool cpu_has_flag(const char *flag)
 
 bool has_huge_pages(u64 page_size)
 {
-	if (access("/sys/kernel/mm/transparent_hugepage", F_OK))
+	unsigned long pmd_size;
+	FILE *file;
+	int n;
+
+	file = fopen("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size", "r");
+	if (!file)
 		return false;
 
-	return page_size < SZ_1G || cpu_has_flag("pdpe1gb");
+	n = fscanf(file, "%lu", &pmd_size);
+	VFIO_ASSERT_EQ(n, 1);
+	fclose(file);
+	return page_size == pmd_size || (page_size == SZ_1G && cpu_has_flag("pdpe1gb"));
 }
 
 long __page_mapping_count(const void *vaddr, u64 size, u64 page_size)

@@ -105,10 +105,10 @@ static inline void vfio_pci_wait_suspended(struct vfio_pci_device *device)
 
 /* One line of /proc/PID/maps. */
 struct vma_info {
-	u64 start;
-	u64 end;
+	unsigned long start;
+	unsigned long end;
 	char perms[5];
-	u64 offset;
+	unsigned long offset;
 	char name[256];
 };
 
