@@ -39,8 +39,8 @@ STALE = (r"page \d+ of what is lent|is_dead\(|DMA to what is revoked|"
 COUNT = ("--icount", "0,sleep=off")
 # The clock is the machine's there, as two CPUs have to race, and to let go of 1 GiB page
 # by page takes that kernel longer than the harness waits: all that comes after finds
-# the device busy. The test is iommufd's, none of our functions is in it
-TOO_SLOW = {"kcsan": ("vfio_dma_mapping_test",)}
+# the device busy. These two map that much through iommufd; they are the base's
+TOO_SLOW = {"kcsan": ("vfio_dma_mapping_test", "vfio_pci_driver_test")}
 # flavour, whether the kernel has the points, whether every program is run, rounds of
 # each pair, calls of each sequence, more options of scripts/vm
 Run = namedtuple("Run", "flavour delays programs rounds calls options")
