@@ -82,8 +82,8 @@ def source(name):
     Returns (tree, commits): commits[0] is the base, then one per patch. The
     files are checked out only when somebody builds.
     """
-    stack = stacks()[name]
     repo, base, _ = base_repo(name)
+    stack = stacks()[name].on(repo, base)
     tree = build_dir() / f"src-{name}"
     stamp = tree / ".git" / "stack-id"
     with lock(build_dir() / f".src-{name}.lock"):

@@ -39,10 +39,36 @@ class Stack:
     root: Path      # where whole files stand
     patches: Path   # series and patch files
     tops: tuple     # first path components that whole files may have
+    older: Path | None = None   # what another base needs in another form
 
     @property
     def series(self):
         return self.patches / "series"
+
+    def file(self, name):
+        """The file of a patch, in the form that the base needs."""
+        if self.older and (self.older / name).exists():
+            return self.older / name
+        return self.patches / name
+
+    def left_out(self):
+        """The patches that the base does not need."""
+        file = self.older and self.older / "without"
+        if not file or not file.exists():
+            return set()
+        lines = (line.partition("#")[0].strip()
+                 for line in file.read_text().splitlines())
+        return set(filter(None, lines))
+
+    def on(self, repository, base):
+        """The stack in the form that BASE, a commit of REPOSITORY, needs."""
+        text = git("show", f"{base}:Makefile", cwd=repository, check=False)
+        version = re.search(rb"^VERSION = (\d+)\nPATCHLEVEL = (\d+)$", text.stdout,
+                            re.M)
+        older = version and self.patches / b".".join(version.groups()).decode()
+        if not older or not older.is_dir():
+            return self
+        return dataclasses.replace(self, older=older)
 
     def tracked_whole_files(self):
         """All whole files that stand in the house, by path in the tree."""
@@ -134,17 +160,18 @@ def split_mail(text, what):
 
 
 def read_patch(stack, name):
-    text = _decode((stack.patches / name).read_bytes(), stack.patches / name)
-    head, notes, diff = split_mail(text, stack.patches / name)
+    file = stack.file(name)
+    text = _decode(file.read_bytes(), file)
+    head, notes, diff = split_mail(text, file)
     whole = []
     for line in filter(None, notes.splitlines()):
         if not line.startswith(WHOLE):
-            raise Failure(f"{stack.patches / name}: '{line}' stands behind the "
+            raise Failure(f"{file}: '{line}' stands behind the "
                           f"'---' line; only '{WHOLE}path' may")
         path = line[len(WHOLE):]
         parts = Path(path).parts
         if len(parts) < 2 or parts[0] not in stack.tops or ".." in parts:
-            raise Failure(f"{stack.patches / name}: '{path}' is no place for a "
+            raise Failure(f"{file}: '{path}' is no place for a "
                           "whole file")
         whole.append(path)
     return Patch(head, whole, diff)
@@ -200,6 +227,16 @@ def whole_mail(stack, patch):
 def load(stack):
     """Read the stack's files: entries, patches, and its rules checked."""
     entries, _ = read_series(stack)
+    names = {entry.name for entry in entries}
+    if lost := {file.name for file in stack.patches.glob("*.patch")} - names:
+        raise Failure(f"{stack.series} does not name the patch" +
+                      "".join(f"\n  {name}" for name in sorted(lost)))
+    if stack.older:
+        others = {file.name for file in stack.older.glob("*.patch")}
+        if lost := (others | stack.left_out()) - names:
+            raise Failure(f"{stack.older} has or leaves out what {stack.series} does "
+                          "not name" + "".join(f"\n  {name}" for name in sorted(lost)))
+        entries = [entry for entry in entries if entry.name not in stack.left_out()]
     patches = [read_patch(stack, entry.name) for entry in entries]
     owner = {}
     for entry, patch in zip(entries, patches):
@@ -217,10 +254,6 @@ def load(stack):
         raise Failure("no patch adds the whole file (remove it, or add it by a "
                       "commit of the tree and export)" +
                       "".join(f"\n  {path}" for path in sorted(orphans)))
-    if lost := {file.name for file in stack.patches.glob("*.patch")} - {
-            entry.name for entry in entries}:
-        raise Failure(f"{stack.series} does not name the patch" +
-                      "".join(f"\n  {name}" for name in sorted(lost)))
     return entries, patches
 
 
@@ -360,6 +393,9 @@ def export(stack, tree, grows=()):
     GROWS names added files that more than one commit may touch; they stay
     hunks. Returns a list of what changed. Nothing is written on a Failure.
     """
+    if stack.older:
+        raise Failure(f"{tree} stands on a base that {stack.older} is for: what it has "
+                      "there is not what the pinned base has")
     commits = _commits(stack, tree)
     entries, tail = read_series(stack)
     if entries and not commits:

@@ -310,6 +310,46 @@ class StackTest(unittest.TestCase):
         self.assertEqual(git("rev-parse", "HEAD^{tree}", cwd=self.base_repo),
                          git("rev-parse", "HEAD^{tree}", cwd=self.tree))
 
+    def test_another_base(self):
+        self.change("one", {"drivers/core.c": lambda t: t.replace("line 3\n", "3\n")})
+        self.change("two", {"drivers/Makefile": lambda t: t + "# two\n"})
+        self.change("three", {"drivers/core.c": lambda t: t.replace("line 30\n", "")})
+        export(self.stack, self.tree)
+        plain = self.stack.on(self.base_repo, self.base)
+        self.assertIsNone(plain.older)
+
+        # a base that has "two" already, and another line in the way of "three"
+        file = self.base_repo / "drivers/core.c"
+        file.write_text(file.read_text().replace("line 31\n", "thirty-one\n"))
+        (self.base_repo / "Makefile").write_text(
+            "VERSION = 7\nPATCHLEVEL = 2\nSUBLEVEL = 12\n")
+        git("add", "-A", "-f", cwd=self.base_repo)
+        self.commit(self.base_repo, "older", 1)
+        older = git("rev-parse", "HEAD", cwd=self.base_repo)
+        patches = self.stack.patches
+        (patches / "7.2").mkdir()
+        (patches / "7.2/without").write_text("# why\ntwo.patch  # it is there\n")
+        (patches / "7.2/three.patch").write_text(
+            (patches / "three.patch").read_text().replace(" line 31\n",
+                                                         " thirty-one\n"))
+        other = self.stack.on(self.base_repo, older)
+        self.assertIsNone(self.stack.on(self.base_repo, self.base).older)
+        self.assertNotEqual(stack_id(other, older), stack_id(self.stack, older))
+        tree = self.tree.with_name("other")
+        compose(other, self.base_repo, older, tree, self.mails)
+        text = (tree / "drivers/core.c").read_text()
+        self.assertIn("thirty-one\n", text)
+        self.assertNotIn("line 30\n", text)
+        self.assertNotIn("two", (tree / "drivers/Makefile").read_text())
+        with self.assertRaisesRegex(Failure, "7.2 is for"):
+            export(other, tree)
+        with self.assertRaisesRegex(Failure, "three.patch does not apply"):
+            compose(self.stack, self.base_repo, older, self.tree.with_name("no"),
+                    self.mails)
+        (patches / "7.2/without").write_text("tow.patch\n")
+        with self.assertRaisesRegex(Failure, "leaves out what .*\n  tow.patch"):
+            load(other)
+
     def test_directory_as_base(self):
         files = [".gitignore", "Kbuild", "MAINTAINERS", "tools/.gitignore"]
         other = self.house.parent / "other"
