@@ -60,6 +60,11 @@ class Stack:
                  for line in file.read_text().splitlines())
         return set(filter(None, lines))
 
+    def others(self):
+        """The stack in each form that it has for other bases."""
+        return [dataclasses.replace(self, older=path)
+                for path in sorted(self.patches.glob("[0-9]*.[0-9]*"))]
+
     def on(self, repository, base):
         """The stack in the form that BASE, a commit of REPOSITORY, needs."""
         text = git("show", f"{base}:Makefile", cwd=repository, check=False)
