@@ -23,18 +23,23 @@ SWITCHES = {
     "thp": {"y": {}, "n": {"TRANSPARENT_HUGEPAGE": "n",
                            "TRANSPARENT_HUGEPAGE_MADVISE": "n"}},
     "memcg": {"y": {}, "n": {"MEMCG": "n"}},
-    "iommufd": {"y": {}, "n": {"IOMMUFD": "n", "VFIO_DEVICE_CDEV": "n"}},
+    # there is a group where there is no character device
+    "access": {
+        "both": {},
+        "cdev": {"VFIO_GROUP": "n", "VFIO_CONTAINER": "n"},
+        "group": {"IOMMUFD": "n", "VFIO_DEVICE_CDEV": "n"},
+    },
     "tracing": {"y": {}, "n": {"FTRACE": "n", "ENABLE_DEFAULT_TRACERS": "n"}},
     "lockdep": {"n": {}, "y": {"PROVE_LOCKING": "y"}},
-    "group": {"y": {}, "n": {"VFIO_GROUP": "n", "VFIO_CONTAINER": "n"}},
     "pat": {"y": {}, "n": {"X86_PAT": "n"}},
 }
 PLAIN = {switch: next(iter(choices)) for switch, choices in SWITCHES.items()}
 # Made as a whole, by the configuration: what is in there depends on it
 DIRECTORIES = ("drivers/vfio/", "drivers/dma-buf/", "drivers/iommu/iommufd/")
 # kbuild makes an object that is asked for, also one that is not configured
-NEEDS = {"drivers/iommu/iommufd/": "iommufd", "drivers/pci/p2pdma.o": "p2pdma",
-         "mm/huge_memory.o": "thp", "arch/x86/mm/pat/memtype_interval.o": "pat"}
+NOT_WITH = {"drivers/iommu/iommufd/": ("access", "group"),
+            "drivers/pci/p2pdma.o": ("p2pdma", "n"), "mm/huge_memory.o": ("thp", "n"),
+            "arch/x86/mm/pat/memtype_interval.o": ("pat", "n")}
 # Of no configuration of the VM; scripts/bisect compiles it
 ELSEWHERE = ("drivers/infiniband/",)
 
@@ -78,8 +83,7 @@ def targets(touched, row):
         directory = next((path for path in DIRECTORIES if name.startswith(path)), None)
         if (directory or name.endswith(".o")) and not name.startswith(ELSEWHERE):
             found.add(directory or name)
-    return sorted(name for name in found
-                  if row.get(NEEDS.get(name, ""), "y") == "y")
+    return sorted(name for name in found if NOT_WITH.get(name) not in row.items())
 
 
 def make(tree, commit, row, where, log, *wanted):

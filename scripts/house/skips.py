@@ -17,21 +17,23 @@ EDU_PLUS = (
     "Only a character device can be open",
     # what revokes is one thing for both calls: one variant of two is enough
     "The feature shows it",
-    # it has ten seconds, and has them again when the test is run again
-    "The machine is too slow to kill it in time",
     # on the debug kernel
     "kmemleak allocates more",
     # but on the kernel of the step faults
     "The kernel makes no allocation fail",
 )
+# It has some seconds or milliseconds, and has them again when the test is run again
+TIME = ("The machine is too slow",)
 # No dump of what translates the addresses of programs, and a CPU flag of x86
 NOT_X86_64 = (
     "Cannot look at page tables",
     "Nothing is mapped ahead, or nobody can tell",
     "The kernel or the CPU has no 1 GiB pages",
 )
+# Of KUnit, where nothing can be exported
+NO_P2PDMA = ("no peer-to-peer DMA",)
 # Nor are there hugetlb pages of 2 MiB and 1 GiB
-PAGES_64K = ("Made for pages of 4 KiB", r"mmap\(\) failed")
+PAGES_64K = ("Made for pages of 4 KiB", r"mmap\(\) failed", "The kernel has no huge pages")
 # house/torture.py minds a race that has not met in any run
 TORTURE = ("They never met",)
 # What the base's tests skip is compared with the top, and stock edu and bochs-display
@@ -45,8 +47,10 @@ def may_skip(vm, program):
         return ANYTHING
     if vm == "nop2pdma" and NEEDS_P2PDMA.search(program):
         return ANYTHING
-    reasons = ()
-    if program != "kunit" and not program.endswith((".1GiB", ".faults")):
+    if program == "kunit":
+        return NO_P2PDMA if vm in ("nop2pdma", "i386") else ()
+    reasons = TIME
+    if not program.endswith((".1GiB", ".faults")):
         reasons += EDU_PLUS
     if vm.startswith("torture-"):
         reasons += TORTURE

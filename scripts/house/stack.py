@@ -241,7 +241,8 @@ def load(stack):
         if lost := (others | stack.left_out()) - names:
             raise Failure(f"{stack.older} has or leaves out what {stack.series} does "
                           "not name" + "".join(f"\n  {name}" for name in sorted(lost)))
-        entries = [entry for entry in entries if entry.name not in stack.left_out()]
+        if lost := others & stack.left_out():
+            raise Failure(f"{stack.older} has and leaves out {', '.join(sorted(lost))}")
     patches = [read_patch(stack, entry.name) for entry in entries]
     owner = {}
     for entry, patch in zip(entries, patches):
@@ -259,7 +260,9 @@ def load(stack):
         raise Failure("no patch adds the whole file (remove it, or add it by a "
                       "commit of the tree and export)" +
                       "".join(f"\n  {path}" for path in sorted(orphans)))
-    return entries, patches
+    used = [(entry, patch) for entry, patch in zip(entries, patches)
+            if entry.name not in stack.left_out()]
+    return [entry for entry, _ in used], [patch for _, patch in used]
 
 
 def stack_id(stack, base):

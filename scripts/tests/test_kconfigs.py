@@ -49,7 +49,7 @@ class Targets(unittest.TestCase):
         self.assertEqual(targets(touched, PLAIN), [
             "drivers/iommu/iommufd/", "drivers/vfio/", "mm/huge_memory.o",
             "mm/memory.o"])
-        self.assertEqual(targets(touched, PLAIN | {"thp": "n", "iommufd": "n"}),
+        self.assertEqual(targets(touched, PLAIN | {"thp": "n", "access": "group"}),
                          ["drivers/vfio/", "mm/memory.o"])
 
 

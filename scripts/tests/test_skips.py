@@ -27,6 +27,13 @@ class Skips(unittest.TestCase):
         self.assertFalse(skips("faults", "a.faults", GROUP))
         self.assertFalse(skips("selftests", "kunit", GROUP))
         self.assertFalse(skips("i386", "a.i386", MET))
+        self.assertTrue(skips("selftests", "a.1GiB", "The machine is too slow to"))
+
+    def test_kunit(self):
+        reason = "no peer-to-peer DMA"
+        for vm, allowed in (("nop2pdma", True), ("i386", True), ("selftests", False),
+                            ("arm64", False)):
+            self.assertEqual(skips(vm, "kunit", reason), allowed)
 
     def test_elsewhere(self):
         for vm, program in (("base", "a.edu-plus.base"), ("edu", "a.edu"),
@@ -39,7 +46,8 @@ class Skips(unittest.TestCase):
             self.assertTrue(skips(vm, "a.edu-plus", TABLES))
             self.assertTrue(skips(vm, "a.edu-plus", GROUP))
         self.assertFalse(skips("arm64", "a.edu-plus", "Made for pages of 4 KiB"))
-        self.assertTrue(skips("arm64-64k", "a.edu-plus", "Made for pages of 4 KiB"))
+        for reason in "Made for pages of 4 KiB", "The kernel has no huge pages":
+            self.assertTrue(skips("arm64-64k", "a.edu-plus", reason))
         self.assertTrue(skips("torture-kcsan", "a.edu-plus", MET))
         self.assertTrue(skips("torture-kcsan", "a.edu-plus", GROUP))
         self.assertFalse(skips("selftests", "a.edu-plus", MET))

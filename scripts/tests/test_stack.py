@@ -312,7 +312,8 @@ class StackTest(unittest.TestCase):
 
     def test_another_base(self):
         self.change("one", {"drivers/core.c": lambda t: t.replace("line 3\n", "3\n")})
-        self.change("two", {"drivers/Makefile": lambda t: t + "# two\n"})
+        self.change("two", {"drivers/Makefile": lambda t: t + "# two\n",
+                            "lib/two.c": "int two;\n"})
         self.change("three", {"drivers/core.c": lambda t: t.replace("line 30\n", "")})
         export(self.stack, self.tree)
         plain = self.stack.on(self.base_repo, self.base)

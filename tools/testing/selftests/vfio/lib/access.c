@@ -181,11 +181,14 @@ int __vfio_pci_wait_suspended(struct vfio_pci_device *device)
 
 static bool vma_info_parse(const char *line, struct vma_info *info)
 {
+	unsigned long long offset;
 	int name = 0;
 
-	if (sscanf(line, "%lx-%lx %4s %lx %*x:%*x %*u %n", &info->start, &info->end,
-		   info->perms, &info->offset, &name) != 4)
+	if (sscanf(line, "%lx-%lx %4s %llx %*x:%*x %*u %n", &info->start, &info->end,
+		   info->perms, &offset, &name) != 4)
 		return false;
+
+	info->offset = offset;
 
 	/* Cut off a name that is longer than anybody asks for. */
 	snprintf(info->name, sizeof(info->name), "%s", line + name);

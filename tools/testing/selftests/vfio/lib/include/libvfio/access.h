@@ -108,7 +108,7 @@ struct vma_info {
 	unsigned long start;
 	unsigned long end;
 	char perms[5];
-	unsigned long offset;
+	u64 offset;
 	char name[256];
 };
 
