@@ -48,6 +48,14 @@ def write_plan(path, lines):
     return path
 
 
+def command(name, device="edu-plus"):
+    """How a program is run on a device, or on those that it needs."""
+    devices, env = BDF[device], ASKS.get(name, "")
+    if device == "edu-plus":
+        devices, env = DEVICES.get(name, devices), HOTPLUG.get(name, "") + env
+    return f"{env}{name} {devices}"
+
+
 def selftests_plan(tree, top, programs, devices=("edu-plus", "edu"), large=True):
     """Lines of the plan: KUnit, all programs on each device, some on LARGE."""
     suites = builds.kunit_suites(tree, top)
@@ -63,12 +71,8 @@ def selftests_plan(tree, top, programs, devices=("edu-plus", "edu"), large=True)
                       f"{sorted(wanted)}")
     for device in devices:
         for name in names:
-            if name in DEVICES and device == "edu-plus":
-                yield f"{name}.{device}", LIMIT, f"{name} {DEVICES[name]}"
-            elif name not in builds.NOT_HERE:
-                env = HOTPLUG.get(name, "") if device == "edu-plus" else ""
-                env += ASKS.get(name, "")
-                yield f"{name}.{device}", LIMIT, f"{env}{name} {BDF[device]}"
+            if name not in builds.NOT_HERE:
+                yield f"{name}.{device}", LIMIT, command(name, device)
     for name, tests in ON_LARGE.items() if large and "edu-plus" in devices else ():
         env = ASKS.get(name, "")
         yield f"{name}.1GiB", LIMIT, f"{env}{name} {tests} {LARGE}"
