@@ -39,6 +39,9 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE		25
 #endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL	102
+#endif
 
 /* Position of the region index in a file offset, an ABI by custom. */
 #define REGION_SHIFT		40
@@ -798,6 +801,7 @@ TEST_F(vfio_pci_bar_map_one_mode, madvise_refused)
 		MADV_COLLAPSE,
 		MADV_DOFORK,
 		MADV_DODUMP,
+		MADV_GUARD_INSTALL,
 	};
 	int i;
 
@@ -807,6 +811,15 @@ TEST_F(vfio_pci_bar_map_one_mode, madvise_refused)
 			TH_LOG("advice %d", advices[i]);
 		}
 	}
+
+	/* There is no hole to be made in the file. */
+	EXPECT_EQ(-1, madvise(s->bar->vaddr, s->page_size, MADV_REMOVE));
+	EXPECT_EQ(ENODEV, errno);
+
+	/* A kernel that merges pages takes the advice, and ignores it. */
+	if (madvise(s->bar->vaddr, s->page_size, MADV_MERGEABLE))
+		EXPECT_EQ(EINVAL, errno);
+	EXPECT_FALSE(vma_has_flag(s->bar->vaddr, "mg"));
 }
 
 /* Nobody touches it ahead of the driver: these succeed and do nothing. */
