@@ -29,6 +29,7 @@ HOTPLUG = {
 # What programs do only if they are asked to, for it disturbs the whole machine
 ASKS = {
     "vfio_pci_bar_map_test": "VFIO_SELFTESTS_FILE_MAX=1 ",
+    "vfio_pci_dmabuf_test": "VFIO_SELFTESTS_FILE_MAX=1 ",
 }
 # What is run on the edu-plus with a large BAR, the last one
 LARGE = "${EDU_PLUS_BDFS##* }"

@@ -3,11 +3,16 @@
  * Test DMABUFs that are exported from BARs, as seen by the CPU: which can be
  * exported and mapped, what such a map shows, when it is alive, how it is taken
  * back for good, and by which memory type it is mapped.
+ *
+ * That an export takes a file is tested if $VFIO_SELFTESTS_FILE_MAX is set: for a
+ * moment nobody on the machine but the administrator gets a file then.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <stddef.h>
+#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -17,11 +22,14 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include <linux/align.h>
+#include <linux/build_bug.h>
 #include <linux/compiler.h>
 #include <linux/dma-buf.h>
 #include <linux/kernel.h>
+#include <linux/log2.h>
 #include <linux/pci_regs.h>
 #include <linux/sizes.h>
 #include <linux/udmabuf.h>
@@ -37,6 +45,28 @@
 
 #define NC			VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR_NC
 #define WC			VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR_WC
+
+/* Not in every libc. */
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL	102
+#endif
+
+/* Asks for the test for which nobody on the machine gets a file. */
+#define FILE_MAX		"VFIO_SELFTESTS_FILE_MAX"
+
+/* Kernel and tests have these from one header, and would agree on any other numbers. */
+static_assert(VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE == 14);
+static_assert(VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR == 15);
+static_assert(_IO(';', 100 + 22) == VFIO_DEVICE_PCI_DMABUF_REVOKE);
+static_assert(NC == 0);
+static_assert(WC == 1);
+static_assert(sizeof(struct vfio_device_feature_dma_buf_revoke) == 4);
+static_assert(sizeof(struct vfio_device_feature_dma_buf_memattr) == 8);
+static_assert(offsetof(struct vfio_device_feature_dma_buf_memattr, dmabuf_fd) == 0);
+static_assert(offsetof(struct vfio_device_feature_dma_buf_memattr, memattr) == 4);
+static_assert(sizeof(struct vfio_pci_dmabuf_revoke) == 8);
+static_assert(offsetof(struct vfio_pci_dmabuf_revoke, argsz) == 0);
+static_assert(offsetof(struct vfio_pci_dmabuf_revoke, dmabuf_fd) == 4);
 
 static const char *device_bdf;
 
@@ -216,6 +246,19 @@ static void state_get(struct state *state, int dmabuf_fd)
 	state_add(state, path, "");
 	state_add(state, "/proc/self/maps", "/dmabuf:");
 	state_add(state, "/sys/kernel/debug/dma_buf/bufinfo", "vfio_pci_core");
+}
+
+/* Tell the kernel something by one of its files. */
+static void file_write(const char *directory, const char *name, const char *value)
+{
+	char path[256];
+	int fd;
+
+	snprintf_assert(path, sizeof(path), "%s/%s", directory, name);
+	fd = open(path, O_WRONLY | O_TRUNC);
+	VFIO_ASSERT_GE(fd, 0, "%s\n", path);
+	VFIO_ASSERT_EQ(write(fd, value, strlen(value)), strlen(value));
+	VFIO_ASSERT_EQ(close(fd), 0);
 }
 
 static int udmabuf_create(long size)
@@ -409,6 +452,70 @@ TEST_F(vfio_pci_dmabuf_export, fd_table_full)
 
 	fd = export_range(s, 0, s->page_size);
 	ASSERT_EQ(0, close(fd));
+}
+
+/* Who has no file for it gets neither a buffer nor a fd, and that is all. */
+TEST_F(vfio_pci_dmabuf_export, out_of_files)
+{
+	struct setup *s = &self->s;
+	struct vfio_region_dma_range range = { .length = s->page_size };
+	struct state max = {};
+	long nr_dmabufs;
+	int fd, r, status;
+	pid_t pid;
+
+	if (!getenv(FILE_MAX))
+		SKIP(return, "Nobody else may have a file then: set $" FILE_MAX " for it");
+
+	/* The next fd would be the one that was just closed. */
+	fd = export_range(s, 0, s->page_size);
+	ASSERT_EQ(0, close(fd));
+	nr_dmabufs = dmabuf_count();
+
+	state_add(&max, "/proc/sys/fs/file-max", "");
+	ASSERT_STRNE("", max.text);
+	file_write("/proc/sys/fs", "file-max", "1");
+	pid = process_fork();
+	if (!pid) {
+		/* The administrator may exceed the limit. */
+		if (setresuid(65534, 65534, 65534))
+			_exit(255);
+		r = __vfio_pci_dmabuf_export(s->device, s->index, O_RDWR, &range, 1);
+		/* A fd of a file that is there takes none. */
+		_exit(dup(s->device->fd) == fd ? -r : 255);
+	}
+	waitpid(pid, &status, 0);
+	file_write("/proc/sys/fs", "file-max", max.text);
+
+	ASSERT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(ENFILE, WEXITSTATUS(status));
+	EXPECT_EQ(nr_dmabufs, dmabuf_count());
+	ASSERT_EQ(fd, export_range(s, 0, s->page_size));
+	ASSERT_EQ(0, close(fd));
+}
+
+/* The fd has some of the flags, and the others are ignored. */
+TEST_F(vfio_pci_dmabuf_export, open_flags)
+{
+	const u32 all = ~(u32)O_ACCMODE;
+	const u32 flags[] = {
+		0, O_NONBLOCK, O_CLOEXEC, O_APPEND | O_CREAT | O_DIRECT | O_PATH | O_TRUNC,
+		all & ~(O_NONBLOCK | O_CLOEXEC), all,
+	};
+	struct setup *s = &self->s;
+	struct vfio_region_dma_range range = { .length = s->page_size };
+	int fd, i;
+
+	for (i = 0; i < ARRAY_SIZE(flags); i++) {
+		fd = vfio_pci_dmabuf_export(s->device, s->index, O_RDWR | flags[i], &range, 1);
+		EXPECT_EQ(O_RDWR | (flags[i] & O_NONBLOCK), fcntl(fd, F_GETFL)) {
+			TH_LOG("flags 0x%x", flags[i]);
+		}
+		EXPECT_EQ(flags[i] & O_CLOEXEC ? FD_CLOEXEC : 0, fcntl(fd, F_GETFD)) {
+			TH_LOG("flags 0x%x", flags[i]);
+		}
+		ASSERT_EQ(0, close(fd));
+	}
 }
 
 /*
@@ -777,6 +884,39 @@ TEST_F(vfio_pci_dmabuf_map, file_calls)
 	EXPECT_EQ(s->page_size, lseek(fd, 0, SEEK_END));
 	EXPECT_EQ(0, map_result(fd, 0, s->page_size));
 	ASSERT_EQ(0, close(fd));
+}
+
+/* Nothing can be cut out of it, nor is it merged with anything. */
+TEST_F(vfio_pci_dmabuf_map, madvise_refused)
+{
+	struct setup *s = &self->s;
+	const struct {
+		int fd;
+		int remove_errno;
+	} cases[] = {
+		{ export_range(s, 0, s->page_size), ENODEV },
+		{ export_readonly(s, 0, s->page_size), EACCES },
+	};
+	void *vaddr;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		ASSERT_EQ(0, __dmabuf_map(cases[i].fd, 0, s->page_size, PROT_READ, &vaddr));
+
+		EXPECT_EQ(-1, madvise(vaddr, s->page_size, MADV_REMOVE));
+		EXPECT_EQ(cases[i].remove_errno, errno);
+		EXPECT_EQ(-1, madvise(vaddr, s->page_size, MADV_GUARD_INSTALL));
+		EXPECT_EQ(EINVAL, errno);
+
+		/* A kernel that merges pages takes the advice, and ignores it. */
+		if (madvise(vaddr, s->page_size, MADV_MERGEABLE))
+			EXPECT_EQ(EINVAL, errno);
+		EXPECT_FALSE(vma_has_flag(vaddr, "mg"));
+
+		EXPECT_EQ(0, access_result(vaddr));
+		dmabuf_unmap(vaddr, s->page_size);
+		ASSERT_EQ(0, close(cases[i].fd));
+	}
 }
 
 TEST_F(vfio_pci_dmabuf_map, aliases)
@@ -1830,6 +1970,63 @@ TEST_F(vfio_pci_dmabuf_life, device_closed)
 	ASSERT_EQ(0, close(unmapped));
 }
 
+/* What else can be done with a dead buffer of four pages, and a map of it, does no harm. */
+static void check_harmless(struct __test_metadata *_metadata, struct setup *s, int fd,
+			   void *vaddr)
+{
+	struct dma_buf_sync sync = { .flags = DMA_BUF_SYNC_START | DMA_BUF_SYNC_RW };
+	struct dma_buf_export_sync_file sync_file = { .flags = DMA_BUF_SYNC_RW };
+	struct pollfd poll_fd;
+	void *moved;
+	pid_t pid;
+
+	EXPECT_EQ(4 * s->page_size, lseek(fd, 0, SEEK_END));
+	EXPECT_EQ(0, ioctl(fd, DMA_BUF_SET_NAME, "dead"));
+	EXPECT_EQ(0, ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync));
+	if (!ioctl(fd, DMA_BUF_IOCTL_EXPORT_SYNC_FILE, &sync_file))
+		EXPECT_EQ(0, close(sync_file.fd));
+	poll_fd = (struct pollfd) { .fd = fd, .events = POLLIN | POLLOUT };
+	EXPECT_EQ(1, poll(&poll_fd, 1, 0));
+
+	EXPECT_EQ(0, mprotect(vaddr + s->page_size, s->page_size, PROT_READ));
+	dmabuf_unmap(vaddr + 2 * s->page_size, s->page_size);
+	moved = mmap_reserve(s->page_size, s->page_size, 0);
+	EXPECT_EQ(moved, mremap(vaddr + 3 * s->page_size, s->page_size, s->page_size,
+				MREMAP_MAYMOVE | MREMAP_FIXED, moved));
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	EXPECT_EQ(-EFAULT, access_result(vaddr + s->page_size));
+	EXPECT_EQ(-EFAULT, access_result(moved));
+	EXPECT_EQ(-EFAULT, __mmio_write32(moved, 0));
+
+	pid = process_fork();
+	if (!pid)
+		_exit(-access_result(vaddr));
+	EXPECT_EQ(EFAULT, process_exit_status(pid));
+
+	dmabuf_unmap(vaddr, 2 * s->page_size);
+	dmabuf_unmap(moved, s->page_size);
+}
+
+TEST_F(vfio_pci_dmabuf_life, harmless_afterwards)
+{
+	struct setup *s = &self->s;
+	u64 size = 4 * s->page_size;
+	void *vaddr;
+	int fd;
+
+	if (s->size < size)
+		SKIP(return, "BAR too small");
+
+	fd = export_range(s, 0, size);
+	vaddr = dmabuf_map(fd, 0, size);
+	ASSERT_EQ(0, access_result(vaddr));
+
+	vfio_pci_device_close(s->device);
+	check_harmless(_metadata, s, fd, vaddr);
+	ASSERT_EQ(0, close(fd));
+	vfio_pci_device_reopen(s->device);
+}
+
 /* As long as a BAR map is left, the device is open and all is alive. */
 TEST_F(vfio_pci_dmabuf_life, device_fd_closed)
 {
@@ -2175,16 +2372,11 @@ TEST_F(vfio_pci_dmabuf_revoke, secret)
 	}
 }
 
-/* What else can be done with a revoked buffer does no harm. */
 TEST_F(vfio_pci_dmabuf_revoke, harmless_afterwards)
 {
-	struct dma_buf_sync sync = { .flags = DMA_BUF_SYNC_START | DMA_BUF_SYNC_RW };
-	struct dma_buf_export_sync_file sync_file = { .flags = DMA_BUF_SYNC_RW };
 	struct setup *s = &self->s;
 	u64 size = 4 * s->page_size;
-	void *vaddr, *moved;
-	struct pollfd poll_fd;
-	pid_t pid;
+	void *vaddr;
 	int fd;
 
 	if (s->size < size)
@@ -2193,33 +2385,9 @@ TEST_F(vfio_pci_dmabuf_revoke, harmless_afterwards)
 	fd = export_range(s, 0, size);
 	vaddr = dmabuf_map(fd, 0, size);
 	ASSERT_EQ(0, access_result(vaddr));
+
 	ASSERT_EQ(0, variant->revoke(s->device, fd));
-
-	EXPECT_EQ(size, lseek(fd, 0, SEEK_END));
-	EXPECT_EQ(0, ioctl(fd, DMA_BUF_SET_NAME, "dead"));
-	EXPECT_EQ(0, ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync));
-	if (!ioctl(fd, DMA_BUF_IOCTL_EXPORT_SYNC_FILE, &sync_file))
-		EXPECT_EQ(0, close(sync_file.fd));
-	poll_fd = (struct pollfd) { .fd = fd, .events = POLLIN | POLLOUT };
-	EXPECT_EQ(1, poll(&poll_fd, 1, 0));
-
-	EXPECT_EQ(0, mprotect(vaddr + s->page_size, s->page_size, PROT_READ));
-	dmabuf_unmap(vaddr + 2 * s->page_size, s->page_size);
-	moved = mmap_reserve(s->page_size, s->page_size, 0);
-	EXPECT_EQ(moved, mremap(vaddr + 3 * s->page_size, s->page_size, s->page_size,
-				MREMAP_MAYMOVE | MREMAP_FIXED, moved));
-	EXPECT_EQ(-EFAULT, access_result(vaddr));
-	EXPECT_EQ(-EFAULT, access_result(vaddr + s->page_size));
-	EXPECT_EQ(-EFAULT, access_result(moved));
-	EXPECT_EQ(-EFAULT, __mmio_write32(moved, 0));
-
-	pid = process_fork();
-	if (!pid)
-		_exit(-access_result(vaddr));
-	EXPECT_EQ(EFAULT, process_exit_status(pid));
-
-	dmabuf_unmap(vaddr, 2 * s->page_size);
-	dmabuf_unmap(moved, s->page_size);
+	check_harmless(_metadata, s, fd, vaddr);
 	ASSERT_EQ(0, close(fd));
 }
 
@@ -2761,16 +2929,43 @@ TEST_F(vfio_pci_dmabuf_memattr, bad_arguments)
 	EXPECT_EQ(EINVAL, errno);
 }
 
+/* While it is away for a while, it is set for the maps that are made from then on. */
+TEST_F(vfio_pci_dmabuf_memattr, set_while_away)
+{
+	struct setup *s = &self->s;
+	void *before, *early, *late;
+	char value[64];
+	int expected;
+	bool refused;
+
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(0, __vfio_pci_dmabuf_memattr(s->device, self->fd, NC));
+	before = dmabuf_map(self->fd, 0, s->page_size);
+	refused = refuses_wc(s, self->fd);
+	early = dmabuf_map(self->fd, 0, s->page_size);
+	if (fdinfo_get(self->fd, "vfio-pci-memattr", value, sizeof(value)))
+		EXPECT_STREQ(refused ? "nc" : "wc", value);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	late = dmabuf_map(self->fd, 0, s->page_size);
+
+	ASSERT_EQ(KSFT_PASS, _metadata->exit_code);
+	if (memory_type(before) == -EOPNOTSUPP)
+		SKIP(return, "Cannot look at page tables");
+
+	expected = refused ? MEMORY_TYPE_UNCACHED : MEMORY_TYPE_WRITE_COMBINING;
+	EXPECT_EQ(MEMORY_TYPE_UNCACHED, memory_type(before));
+	EXPECT_EQ(expected, memory_type(early));
+	EXPECT_EQ(expected, memory_type(late));
+
+	dmabuf_unmap(before, s->page_size);
+	dmabuf_unmap(early, s->page_size);
+	dmabuf_unmap(late, s->page_size);
+}
+
 TEST_F(vfio_pci_dmabuf_memattr, revoked)
 {
 	struct setup *s = &self->s;
 
-	/* While it is away for a while, it can be set for later. */
-	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
-	EXPECT_EQ(0, __vfio_pci_dmabuf_memattr(s->device, self->fd, NC));
-	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
-
-	ASSERT_EQ(KSFT_PASS, _metadata->exit_code);
 	if (!vfio_pci_has_feature(s->device, FEATURE_REVOKE))
 		SKIP(return, "The kernel does not revoke DMABUFs");
 
@@ -3253,16 +3448,64 @@ TEST_F(vfio_pci_dmabuf_observe, fdinfo)
 	ASSERT_EQ(0, close(fd));
 }
 
-static void trace_write(const char *trace, const char *name, const char *value)
+/* Those that follow each other in the BAR are one, and of all the first 32 are shown. */
+TEST_F(vfio_pci_dmabuf_observe, fdinfo_ranges)
 {
-	char path[256];
-	int fd;
+	const layout_fn layouts[] = {
+		layout_adjacent, layout_gaps, layout_reversed, layout_same, layout_pairs,
+	};
+	const u32 counts[] = { 3, 32, 33, 40, 66 };
+	struct vfio_region_dma_range ranges[66];
+	u64 offsets[66], lengths[66];
+	char expected[SZ_4K], path[64], value[64];
+	struct setup *s = &self->s;
+	int fd, l, c;
 
-	snprintf_assert(path, sizeof(path), "%s/%s", trace, name);
-	fd = open(path, O_WRONLY | O_TRUNC);
-	VFIO_ASSERT_GE(fd, 0, "%s\n", path);
-	VFIO_ASSERT_EQ(write(fd, value, strlen(value)), strlen(value));
-	VFIO_ASSERT_EQ(close(fd), 0);
+	fd = export_range(s, 0, s->page_size);
+	if (!fdinfo_get(fd, "vfio-pci-ranges", value, sizeof(value)))
+		SKIP(return, "The kernel does not show it");
+	ASSERT_EQ(0, close(fd));
+
+	for (l = 0; l < ARRAY_SIZE(layouts); l++) {
+		for (c = 0; c < ARRAY_SIZE(counts); c++) {
+			u32 nr = counts[c], nr_left = 0, i;
+			struct state seen = {};
+
+			if (2 * (u64)nr + 4 > s->size / s->page_size)
+				continue;
+
+			for (i = 0; i < nr; i++) {
+				u64 offset = layouts[l](i, nr) * s->page_size;
+
+				ranges[i].offset = offset;
+				ranges[i].length = s->page_size;
+				if (i && offset == ranges[i - 1].offset + s->page_size) {
+					lengths[nr_left - 1] += s->page_size;
+				} else {
+					offsets[nr_left] = offset;
+					lengths[nr_left++] = s->page_size;
+				}
+			}
+
+			snprintf_assert(expected, sizeof(expected), "vfio-pci-ranges:\t%u\n",
+					nr_left);
+			for (i = 0; i < min_t(u32, nr_left, 32); i++) {
+				size_t used = strlen(expected);
+
+				snprintf_assert(expected + used, sizeof(expected) - used,
+						"vfio-pci-range:\t0x%lx+0x%lx\n",
+						offsets[i], lengths[i]);
+			}
+
+			fd = vfio_pci_dmabuf_export(s->device, s->index, O_RDWR, ranges, nr);
+			snprintf_assert(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+			state_add(&seen, path, "vfio-pci-range");
+			EXPECT_STREQ(expected, seen.text) {
+				TH_LOG("layout %d, %u ranges", l, nr);
+			}
+			ASSERT_EQ(0, close(fd));
+		}
+	}
 }
 
 /* How often the event has been since trace_clear(), and with @what. */
@@ -3284,7 +3527,7 @@ static int trace_count(const char *trace, const char *event, const char *what)
 
 static void trace_clear(const char *trace)
 {
-	trace_write(trace, "trace", "\n");
+	file_write(trace, "trace", "\n");
 }
 
 /* Each thing that happens is told once, and nothing is that does not. */
@@ -3308,7 +3551,7 @@ TEST_F(vfio_pci_dmabuf_observe, tracepoints)
 	snprintf_assert(ino, sizeof(ino), " ino=%lu ", stat.st_ino);
 	snprintf_assert(bar_ino, sizeof(bar_ino), " address=0x%lx ", (unsigned long)s->bar);
 	snprintf_assert(dev, sizeof(dev), " dev=%s ", device_bdf);
-	trace_write(self->trace, "events/vfio_pci/enable", "1");
+	file_write(self->trace, "events/vfio_pci/enable", "1");
 
 	for (i = 0; i < ARRAY_SIZE(outages); i++) {
 		trace_clear(self->trace);
@@ -3357,7 +3600,59 @@ TEST_F(vfio_pci_dmabuf_observe, tracepoints)
 	EXPECT_EQ(0, trace_count(self->trace, "vfio_pci_revoke_memory", dev));
 	EXPECT_EQ(0, trace_count(self->trace, "vfio_pci_restore_memory", dev));
 
-	trace_write(self->trace, "events/vfio_pci/enable", "0");
+	file_write(self->trace, "events/vfio_pci/enable", "0");
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* And what is told, from the name of the event to the end of the line. */
+TEST_F(vfio_pci_dmabuf_observe, trace_fields)
+{
+	struct setup *s = &self->s;
+	struct page_mapping mapping;
+	struct stat stat;
+	char line[256];
+	void *vaddr;
+	int fd;
+
+	if (access("/sys/kernel/tracing/events/vfio_pci", F_OK) || mkdir(self->trace, 0700))
+		SKIP(return, "There are no tracepoints of vfio_pci");
+
+	fd = export_range(s, s->page_size, 2 * s->page_size);
+	vaddr = dmabuf_map(fd, s->page_size, s->page_size);
+	ASSERT_EQ(0, fstat(fd, &stat));
+	ASSERT_EQ(0, access_result(s->bar));
+	if (__page_mapping_get(s->bar, &mapping))
+		mapping.size = 0;
+	file_write(self->trace, "events/vfio_pci/enable", "1");
+
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	snprintf_assert(line, sizeof(line), ": dev=%s holds=1\n", device_bdf);
+	EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_revoke_memory", line));
+
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	snprintf_assert(line, sizeof(line), ": ino=%lu address=0x%lx order=0\n", stat.st_ino,
+			(unsigned long)vaddr);
+	EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_fault_sigbus", line));
+
+	/* The page is as large as the one that was there, if anybody can tell. */
+	if (mapping.size) {
+		EXPECT_EQ(-EFAULT, access_result(s->bar));
+		snprintf_assert(line, sizeof(line), " address=0x%lx order=%d\n",
+				(unsigned long)s->bar, ilog2(mapping.size / s->page_size));
+		EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_fault_sigbus", line));
+	}
+
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	snprintf_assert(line, sizeof(line), ": dev=%s holds=0\n", device_bdf);
+	EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_restore_memory", line));
+
+	vfio_pci_dmabuf_revoke(s->device, fd);
+	snprintf_assert(line, sizeof(line), ": dev=%s ino=%lu region=%d size=%ld ret=0\n",
+			device_bdf, stat.st_ino, s->index, 2 * s->page_size);
+	EXPECT_EQ(1, trace_count(self->trace, "vfio_pci_dma_buf_revoke", line));
+
+	file_write(self->trace, "events/vfio_pci/enable", "0");
 	dmabuf_unmap(vaddr, s->page_size);
 	ASSERT_EQ(0, close(fd));
 }
