@@ -6,3 +6,4 @@ CONFIG_PCIE_PORT=y
 # Results and control lines: the machine itself has two lines at most
 CONFIG_SERIAL_PCI=y
 CONFIG_BOCHS_DISPLAY=y
+CONFIG_RTL8139_PCI=y

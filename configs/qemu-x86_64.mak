@@ -14,5 +14,6 @@ CONFIG_VTD=y
 CONFIG_AMD_IOMMU=y
 CONFIG_VIRTIO_PCI=y
 CONFIG_VIRTIO_IOMMU=y
-# A device for which libvfio has no driver
+# Devices for which libvfio has no driver; the second one has a BAR below a page
 CONFIG_BOCHS_DISPLAY=y
+CONFIG_RTL8139_PCI=y

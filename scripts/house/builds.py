@@ -460,7 +460,9 @@ PAIR = ("--device", "edu-plus,bus=rp3,addr=0.0,multifunction=on",
 # One more edu-plus, the last one, whose BAR is large enough to be mapped by
 # pages of 1 GiB
 LARGE = ("--device", "edu-plus,bus=rp4,ram-size=4G")
-MORE = (*PAIR, *LARGE)
+# One with a BAR that is smaller than a page, and one of I/O ports
+SMALL = ("--device", "rtl8139,bus=rp6,romfile=")
+MORE = (*PAIR, *LARGE, *SMALL)
 # One that has no driver in libvfio, and no interrupt
 BOCHS = ("--device", "bochs-display,bus=rp5")
 

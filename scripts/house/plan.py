@@ -36,9 +36,11 @@ LARGE = "${EDU_PLUS_BDFS##* }"
 ON_LARGE = {
     "vfio_pci_bar_map_test": "-f vfio_pci_bar_map_one_mode",
     "vfio_pci_dmabuf_test": "-t gigantic_pages -t gigantic_pages_move "
-                            "-t gigantic_pages_move_zapped "
+                            "-t gigantic_pages_move_zapped -t gigantic_soft_dirty "
                             "-t write_combining_gigantic -t huge_pages_unaided",
 }
+# Of a device that has a BAR which is smaller than a page
+ON_SMALL = {"vfio_pci_bar_map_test": "-f vfio_pci_bar_map_small $SMALL_BDFS"}
 LIMIT = 600             # seconds for a program; on a busy machine one took 271
 
 
@@ -74,6 +76,10 @@ def selftests_plan(tree, top, programs, devices=("edu-plus", "edu"), large=True)
         for name in names:
             if name not in builds.NOT_HERE:
                 yield f"{name}.{device}", LIMIT, command(name, device)
-    for name, tests in ON_LARGE.items() if large and "edu-plus" in devices else ():
+    if not large or "edu-plus" not in devices:
+        return
+    for name, tests in ON_LARGE.items():
         env = ASKS.get(name, "")
         yield f"{name}.1GiB", LIMIT, f"{env}{name} {tests} {LARGE}"
+    for name, arguments in ON_SMALL.items():
+        yield f"{name}.small", LIMIT, f"{name} {arguments}"

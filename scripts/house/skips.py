@@ -13,6 +13,8 @@ ANYTHING = ("",)
 EDU_PLUS = (
     # its RAM is 64 MiB, as is the whole window of its port
     "BAR too small for 1 GiB pages",
+    # nor is one of its BARs below a page
+    "The device has no BAR that is smaller than a page",
     # variants of tests that are about the character device, for groups
     "Only a character device can be open",
     # what revokes is one thing for both calls: one variant of two is enough
@@ -23,16 +25,18 @@ EDU_PLUS = (
     "The kernel makes no allocation fail",
 )
 # It has some seconds or milliseconds, and has them again when the test is run again
-TIME = ("The machine is too slow to kill it in time",
-        "The machine is too slow to touch a device that wakes up")
+TIME = ("The machine is too slow to touch a device that wakes up",)
 # No dump of what translates the addresses of programs, and a CPU flag of x86
 NOT_X86_64 = (
     "Cannot look at page tables",
     "Nothing is mapped ahead, or nobody can tell",
     "The kernel or the CPU has no 1 GiB pages",
 )
+# In a VM of its own, whose kernel is told not to use the CPU's page attribute table
+NO_PAT = ("Write-combining is refused",)
 # Of KUnit, where nothing can be exported
 NO_P2PDMA = ("no peer-to-peer DMA",)
+NO_EXPORT = ("The kernel does not export DMABUFs",)
 # Nor are there hugetlb pages of 2 MiB and 1 GiB
 PAGES_64K = ("Made for pages of 4 KiB", r"mmap\(\) failed", "The kernel has no huge pages")
 # house/torture.py minds a race that has not met in any run
@@ -48,13 +52,17 @@ def may_skip(vm, program):
         return ANYTHING
     if vm == "nop2pdma" and NEEDS_P2PDMA.search(program):
         return ANYTHING
+    if vm == "nop2pdma" and program.endswith(".small"):
+        return NO_EXPORT
     if program == "kunit":
         return NO_P2PDMA if vm in ("nop2pdma", "i386") else ()
     reasons = TIME
-    if not program.endswith((".1GiB", ".faults")):
+    if not program.endswith((".1GiB", ".faults", ".small")):
         reasons += EDU_PLUS
     if vm.startswith("torture-"):
         reasons += TORTURE
+    if vm == "nopat":
+        reasons += NO_PAT
     if vm == "i386" or vm.startswith("arm64"):
         reasons += NOT_X86_64
     if vm == "arm64-64k":
