@@ -50,6 +50,8 @@ class Skips(unittest.TestCase):
         self.assertFalse(skips("arm64", "a.edu-plus", "Made for pages of 4 KiB"))
         for reason in "Made for pages of 4 KiB", "The kernel has no huge pages":
             self.assertTrue(skips("arm64-64k", "a.edu-plus", reason))
+        for vm, allowed in ("nopat", True), ("selftests", False):
+            self.assertEqual(skips(vm, f"a.{vm}", "Write-combining is refused"), allowed)
         self.assertTrue(skips("torture-kcsan", "a.edu-plus", MET))
         self.assertTrue(skips("torture-kcsan", "a.edu-plus", GROUP))
         self.assertFalse(skips("selftests", "a.edu-plus", MET))

@@ -100,6 +100,11 @@ FIXTURE(vfio_pci_bar_map_one_mode) {
 	struct setup s;
 };
 
+/* Of a device that has a BAR which is smaller than a page. */
+FIXTURE(vfio_pci_bar_map_small) {
+	struct setup s;
+};
+
 static void pages_map(struct setup *s, int bar)
 {
 	u64 size = s->device->bars[bar].info.size;
@@ -316,6 +321,29 @@ FIXTURE_TEARDOWN(vfio_pci_bar_map_one_mode)
 	setup_cleanup(&self->s);
 }
 
+FIXTURE_SETUP(vfio_pci_bar_map_small)
+{
+	struct setup *s = &self->s;
+	int i;
+
+	setup_init(s, default_iommu_mode);
+	s->bar = NULL;
+	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
+		struct vfio_pci_bar *bar = &s->device->bars[i];
+
+		if (bar->vaddr && bar->info.size < s->page_size)
+			s->bar = bar;
+	}
+
+	if (!s->bar)
+		SKIP(return, "The device has no BAR that is smaller than a page");
+}
+
+FIXTURE_TEARDOWN(vfio_pci_bar_map_small)
+{
+	setup_cleanup(&self->s);
+}
+
 TEST_F(vfio_pci_bar_map_test, every_bar_and_offset)
 {
 	struct setup *s = &self->s;
@@ -390,6 +418,57 @@ TEST_F(vfio_pci_bar_map_one_mode, bad_regions)
 						s->page_size, PROT_READ, &vaddr)) {
 			TH_LOG("index %lu", indexes[i]);
 		}
+	}
+}
+
+/* The page that a small BAR begins has nothing else in it, and is mapped as such. */
+TEST_F(vfio_pci_bar_map_small, page)
+{
+	struct setup *s = &self->s;
+	struct vfio_region_info *info = &s->bar->info;
+	u32 value, mapped;
+	void *vaddr;
+
+	ASSERT_EQ(-EINVAL, __dmabuf_map(s->device->fd, info->offset, 2 * s->page_size,
+					PROT_READ, &vaddr));
+	ASSERT_EQ(-EINVAL, __dmabuf_map(s->device->fd, info->offset + s->page_size,
+					s->page_size, PROT_READ, &vaddr));
+
+	vaddr = dmabuf_map(s->device->fd, info->offset, s->page_size);
+	ASSERT_EQ(sizeof(value), pread(s->device->fd, &value, sizeof(value), info->offset));
+	EXPECT_EQ(value, mmio_read32(vaddr));
+	EXPECT_EQ(value, mmio_read32(s->bar->vaddr));
+
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(-EFAULT, __mmio_read32(vaddr, &mapped));
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(value, mmio_read32(vaddr));
+	dmabuf_unmap(vaddr, s->page_size);
+}
+
+/* What is smaller than a page, or no memory, is lent to nobody. */
+TEST_F(vfio_pci_bar_map_small, not_exported)
+{
+	struct vfio_region_dma_range whole = {}, page = {};
+	struct setup *s = &self->s;
+	int i;
+
+	if (!vfio_pci_has_feature(s->device, VFIO_DEVICE_FEATURE_GET |
+					     VFIO_DEVICE_FEATURE_DMA_BUF))
+		SKIP(return, "The kernel does not export DMABUFs");
+
+	page.length = s->page_size;
+	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
+		struct vfio_pci_bar *bar = &s->device->bars[i];
+		u32 base = vfio_pci_config_readl(s->device, PCI_BASE_ADDRESS_0 + 4 * i);
+
+		if (!bar->info.size || (bar->info.size >= s->page_size &&
+					!(base & PCI_BASE_ADDRESS_SPACE_IO)))
+			continue;
+
+		whole.length = bar->info.size;
+		EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_export(s->device, i, O_RDWR, &page, 1));
+		EXPECT_EQ(-EINVAL, __vfio_pci_dmabuf_export(s->device, i, O_RDWR, &whole, 1));
 	}
 }
 
@@ -1330,11 +1409,28 @@ TEST_F(vfio_pci_bar_map_test, low_power_wakeup)
 	ASSERT_EQ(0, close(wakeup));
 }
 
-/* A live map keeps the device open: it works on, and nobody else gets in. */
+/* A path to the file of a map, by which it is not open but is kept from going. */
+static int vma_pin(const void *vaddr)
+{
+	struct vma_info info;
+	char path[64];
+	int fd;
+
+	vma_info_get(vaddr, &info);
+	snprintf_assert(path, sizeof(path), "/proc/self/map_files/%lx-%lx", info.start, info.end);
+	fd = open(path, O_PATH | O_CLOEXEC);
+	VFIO_ASSERT_GE(fd, 0, "%s\n", path);
+	return fd;
+}
+
+/*
+ * A live map keeps the device open: it works on, and nobody else gets in. What was
+ * a map does not, even if there still is a path to it.
+ */
 TEST_F(vfio_pci_bar_map_test, fd_closed)
 {
 	struct setup *s = &self->s;
-	int i;
+	int i, pin;
 
 	ASSERT_EQ(0, close(s->device->fd));
 	ASSERT_EQ(0, count_unexpected(s, 0));
@@ -1347,6 +1443,7 @@ TEST_F(vfio_pci_bar_map_test, fd_closed)
 	vfio_pci_cdev_open(s->device, device_bdf);
 	ASSERT_NE(0, __vfio_device_bind_iommufd(s->device->fd, s->iommu->iommufd, NULL));
 
+	pin = vma_pin(s->bar->vaddr);
 	pages_unmap(s);
 
 	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
@@ -1362,6 +1459,7 @@ TEST_F(vfio_pci_bar_map_test, fd_closed)
 	}
 
 	ASSERT_EQ(0, __vfio_device_bind_iommufd(s->device->fd, s->iommu->iommufd, NULL));
+	ASSERT_EQ(0, close(pin));
 }
 
 TEST_F(vfio_pci_bar_map_one_mode, huge_pages)

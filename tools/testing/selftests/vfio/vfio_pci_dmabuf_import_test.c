@@ -53,6 +53,7 @@ struct setup {
 
 	/* Of the walk over the states of the device. */
 	iova_t try_iova;
+	void *new_map;
 };
 
 FIXTURE(vfio_pci_dmabuf_import) {
@@ -216,6 +217,42 @@ TEST_F(vfio_pci_dmabuf_import, bad_span)
 	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, SLICE_SIZE, getpagesize(), iova,
 					      RW));
 	EXPECT_EQ(-EINVAL, __iommu_map_dmabuf(s->iommu, s->fd, 0, 0, iova, RW));
+}
+
+/*
+ * iommufd has one address and one length for all of a buffer: what consists of
+ * several ranges is refused, and those that meet are one.
+ */
+TEST_F(vfio_pci_dmabuf_import, ranges)
+{
+	struct vfio_region_dma_range ranges[] = {
+		{ .offset = SLICE_OFFSET + SLICE_SIZE / 2, .length = SLICE_SIZE / 2 },
+		{ .offset = SLICE_OFFSET, .length = SLICE_SIZE / 2 },
+	};
+	struct setup *s = &self->s;
+
+	iommu_unmap_dmabuf(s->iommu, s->slice_iova, SLICE_SIZE);
+	ASSERT_EQ(0, close(s->fd));
+	s->fd = vfio_pci_dmabuf_export(s->exporter, s->index, O_RDWR | O_CLOEXEC, ranges,
+				       ARRAY_SIZE(ranges));
+	EXPECT_EQ(-EOPNOTSUPP, map_slice(s, RW));
+	/* Nor what lies within the first of them. */
+	EXPECT_EQ(-EOPNOTSUPP, __iommu_map_dmabuf(s->iommu, s->fd, 0, getpagesize(),
+						  s->slice_iova, RW));
+	EXPECT_TRUE(dma_is_dead(s));
+
+	/* They are merged since DMABUFs are revoked. */
+	if (!vfio_pci_has_feature(s->exporter, VFIO_DEVICE_FEATURE_SET |
+					       VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE))
+		SKIP(return, "The kernel does not revoke DMABUFs");
+
+	ranges[0].offset = SLICE_OFFSET;
+	ranges[1].offset = SLICE_OFFSET + SLICE_SIZE / 2;
+	ASSERT_EQ(0, close(s->fd));
+	s->fd = vfio_pci_dmabuf_export(s->exporter, s->index, O_RDWR | O_CLOEXEC, ranges,
+				       ARRAY_SIZE(ranges));
+	ASSERT_EQ(0, map_slice(s, RW));
+	EXPECT_TRUE(dma_works(s));
 }
 
 /* The importer's map goes with the memory and stays away; a new one works. */
@@ -482,6 +519,25 @@ static void check_new_dmabuf(struct __test_metadata *_metadata, struct setup *s,
 	ASSERT_EQ(0, close(fd));
 }
 
+static void map_bar_anew(struct setup *s)
+{
+	s->new_map = dmabuf_map(s->exporter->fd,
+				s->exporter->bars[s->index].info.offset + SLICE_OFFSET,
+				getpagesize());
+}
+
+static void check_new_map(struct __test_metadata *_metadata, struct setup *s,
+			  const struct step *step)
+{
+	u32 value;
+
+	/* The one that was made in the state before, and one of this state. */
+	EXPECT_EQ(step->accessible ? 0 : -EFAULT, __mmio_read32(s->new_map, &value));
+	dmabuf_unmap(s->new_map, getpagesize());
+	map_bar_anew(s);
+	EXPECT_EQ(step->accessible ? 0 : -EFAULT, __mmio_read32(s->new_map, &value));
+}
+
 static void check_step(struct __test_metadata *_metadata, struct setup *s,
 		       const struct step *step, void *vaddr)
 {
@@ -490,6 +546,7 @@ static void check_step(struct __test_metadata *_metadata, struct setup *s,
 	EXPECT_EQ(step->accessible ? 0 : -EFAULT, __mmio_read32(s->bar, &value));
 	EXPECT_EQ(step->accessible ? 0 : -EFAULT, __mmio_read32(vaddr, &value));
 	EXPECT_EQ(step->accessible ? 0 : -ENODEV, try_import(s, s->fd));
+	check_new_map(_metadata, s, step);
 	if (!step->asleep)
 		check_new_dmabuf(_metadata, s, step);
 }
@@ -506,6 +563,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_import, walk, 60)
 
 	vaddr = dmabuf_map(s->fd, 0, SLICE_SIZE);
 	s->try_iova = iova_allocator_alloc(s->iova_allocator, getpagesize());
+	map_bar_anew(s);
 	wakeup = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	ASSERT_GE(wakeup, 0);
 
@@ -532,6 +590,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_import, walk, 60)
 		ASSERT_TRUE(!step->accessible || dma_works(s));
 	}
 
+	dmabuf_unmap(s->new_map, getpagesize());
 	dmabuf_unmap(vaddr, SLICE_SIZE);
 	ASSERT_EQ(0, close(wakeup));
 }
@@ -626,12 +685,14 @@ TEST_F(vfio_pci_dmabuf_import, exporter_closed)
 
 	memory_fill(s, 0x8000);
 	dma_write(s);
-	iommu_unmap_dmabuf(s->iommu, s->slice_iova, SLICE_SIZE);
-	EXPECT_EQ(-ENODEV, map_slice(s, RW));
 
+	/* A device that is closed may sleep, and not answer for that reason alone. */
 	s->exporter = vfio_pci_device_init(exporter_bdf, s->iommu);
 	s->bar = s->exporter->bars[s->index].vaddr;
 	EXPECT_TRUE(slice_holds(s, 0x3000));
+	EXPECT_TRUE(dma_is_dead(s));
+
+	iommu_unmap_dmabuf(s->iommu, s->slice_iova, SLICE_SIZE);
 	EXPECT_EQ(-ENODEV, map_slice(s, RW));
 }
 

@@ -1148,14 +1148,25 @@ TEST_F(vfio_pci_dmabuf_map, remap_file_pages)
 
 /*
  * The mm takes the write permission from all page table entries of a process to
- * learn what it writes to. A write to a huge page must get past that.
+ * learn what it writes to. Return false if the kernel does not do that.
  */
+static bool track_writes(void)
+{
+	int fd = open("/proc/self/clear_refs", O_WRONLY);
+	bool tracks = fd >= 0 && write(fd, "4", 1) == 1;
+
+	if (fd >= 0)
+		VFIO_ASSERT_EQ(close(fd), 0);
+	return tracks;
+}
+
+/* A write to a huge page must get past that. */
 TEST_F(vfio_pci_dmabuf_map, soft_dirty)
 {
 	struct setup *s = &self->s;
 	u64 size = min_t(u64, s->size, SZ_4M);
 	void *vaddr;
-	int fd, clear;
+	int fd;
 
 	if (!s->is_ram)
 		SKIP(return, "No BAR with RAM, which may be written to");
@@ -1165,10 +1176,8 @@ TEST_F(vfio_pci_dmabuf_map, soft_dirty)
 	ASSERT_EQ(vaddr, mmap(vaddr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0));
 	mmio_write32(vaddr, 1);
 
-	clear = open("/proc/self/clear_refs", O_WRONLY);
-	if (clear < 0 || write(clear, "4", 1) != 1)
+	if (!track_writes())
 		SKIP(return, "The kernel does not track writes");
-	ASSERT_EQ(0, close(clear));
 
 	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
 	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
@@ -1508,6 +1517,40 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages)
 	ASSERT_EQ(0, close(fd));
 }
 
+/* A write gets past that it is tracked, to one that is there to read as well. */
+TEST_F(vfio_pci_dmabuf_map, gigantic_soft_dirty)
+{
+	struct setup *s = &self->s;
+	void *vaddr;
+	int fd;
+
+	if (s->size < SZ_1G)
+		SKIP(return, "BAR too small for 1 GiB pages (size=0x%lx)", s->size);
+	if (__page_mapping_count(s->bar, SZ_1G, SZ_1G) < 0)
+		SKIP(return, "Cannot look at page tables");
+	if (!has_huge_pages(SZ_1G))
+		SKIP(return, "The kernel or the CPU has no 1 GiB pages");
+
+	fd = export_range(s, 0, SZ_1G);
+	vaddr = mmap_reserve(SZ_1G, SZ_1G, 0);
+	ASSERT_EQ(vaddr, mmap(vaddr, SZ_1G, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			      fd, 0));
+	mmio_write32(vaddr, 1);
+	if (!track_writes())
+		SKIP(return, "The kernel does not track writes");
+
+	vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+	EXPECT_EQ(1, mmio_read32(vaddr));
+	EXPECT_EQ(1, __page_mapping_count(vaddr, SZ_1G, SZ_1G));
+	mmio_write32(vaddr, 2);
+	EXPECT_EQ(2, mmio_read32(s->bar));
+	EXPECT_EQ(1, __page_mapping_count(vaddr, SZ_1G, SZ_1G));
+
+	dmabuf_unmap(vaddr, SZ_1G);
+	ASSERT_EQ(0, close(fd));
+}
+
 /* What cannot be moved as a page of 1 GiB is faulted in anew at the other place. */
 TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move)
 {
@@ -1769,7 +1812,7 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead_to_write)
 	struct setup *s = &self->s;
 	struct page_mapping mapping;
 	void *vaddr;
-	int fd, clear;
+	int fd;
 
 	if (!s->is_ram)
 		SKIP(return, "No BAR with RAM, which may be written to");
@@ -1778,10 +1821,8 @@ TEST_F(vfio_pci_dmabuf_map, mapped_ahead_to_write)
 
 	fd = export_range(s, 0, SZ_256K);
 	vaddr = map_small(fd, 0, SZ_256K, PROT_READ | PROT_WRITE);
-	clear = open("/proc/self/clear_refs", O_WRONLY);
-	if (clear < 0 || write(clear, "4", 1) != 1)
+	if (!track_writes())
 		SKIP(return, "The kernel does not track writes");
-	ASSERT_EQ(0, close(clear));
 
 	mmio_write32(vaddr, 1);
 	mmio_write32(vaddr + SZ_4K, 2);
