@@ -37,6 +37,8 @@
 
 /* Anybody is refused if the kernel knows no peer-to-peer DMA */
 #define IF_P2PDMA(ret)	(IS_ENABLED(CONFIG_PCI_P2PDMA) ? (ret) : -EOPNOTSUPP)
+/* Nobody has heard of exports if the kernel knows none */
+#define IF_DMABUF(ret)	(IS_ENABLED(CONFIG_VFIO_PCI_DMABUF) ? (ret) : -ENOTTY)
 
 struct dmabuf_test {
 	struct vfio_pci_core_device *vdev;
@@ -54,6 +56,16 @@ struct dmabuf_test {
 static const struct vfio_device_ops device_ops = {
 	.name = "vfio-pci-kunit",
 	.mmap = vfio_pci_core_mmap,
+};
+
+static int own_mmap(struct vfio_device *core_vdev, struct vm_area_struct *vma)
+{
+	return -ENODEV;
+}
+
+static const struct vfio_device_ops own_mmap_ops = {
+	.name = "vfio-pci-kunit-mmap",
+	.mmap = own_mmap,
 };
 
 static const struct file_operations device_fops = {};
@@ -107,7 +119,8 @@ KUNIT_DEFINE_ACTION_WRAPPER(release_device, vfio_pci_core_release_dev,
 			    struct vfio_device *);
 KUNIT_DEFINE_ACTION_WRAPPER(fput_action, fput, struct file *);
 
-static struct vfio_pci_core_device *alloc_device(struct kunit *test)
+static struct vfio_pci_core_device *
+alloc_device(struct kunit *test, const struct vfio_device_ops *ops)
 {
 	struct vfio_pci_core_device *vdev;
 	struct pci_dev *pdev;
@@ -122,7 +135,7 @@ static struct vfio_pci_core_device *alloc_device(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, vdev);
 	vdev->vdev.dev = &pdev->dev;
 	vdev->vdev.device.init_name = "vfio-kunit";
-	vdev->vdev.ops = &device_ops;
+	vdev->vdev.ops = ops;
 	refcount_set(&vdev->vdev.refcount, 1);
 	init_completion(&vdev->vdev.comp);
 
@@ -284,7 +297,7 @@ static int vfio_pci_dmabuf_test_init(struct kunit *test)
 	KUNIT_ASSERT_NOT_NULL(test, ctx);
 	test->priv = ctx;
 
-	ctx->vdev = alloc_device(test);
+	ctx->vdev = alloc_device(test, &device_ops);
 	ctx->provider.owner = ctx->vdev->vdev.dev;
 	open_device(ctx->vdev);
 
@@ -356,9 +369,9 @@ static void expect_arch_wc(struct kunit *test, pgprot_t prot)
 static void expect_arch_wc(struct kunit *test, pgprot_t prot) {}
 #endif
 
-static pgprot_t mapped_with(struct kunit *test, u32 memattr, pgprot_t *plain)
+/* A VMA to map an exported buffer with, of the mm that is attached */
+static struct vm_area_struct *alloc_shared_vma(struct kunit *test)
 {
-	struct vfio_pci_dma_buf *priv = create_bar_map(test);
 	struct vm_area_struct *vma;
 
 	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
@@ -367,15 +380,33 @@ static pgprot_t mapped_with(struct kunit *test, u32 memattr, pgprot_t *plain)
 	vma_lock_init(vma, false);
 	vma->vm_mm = current->mm;
 	vm_flags_init(vma, VM_READ | VM_WRITE | VM_SHARED | VM_MAYSHARE);
-	*plain = vm_get_page_prot(vma->vm_flags);
-	vma->vm_page_prot = *plain;
+	vma->vm_page_prot = vm_get_page_prot(vma->vm_flags);
 
-	/* As if it were exported */
+	return vma;
+}
+
+/* As if it were exported */
+static int mmap_exported(struct vfio_pci_dma_buf *priv,
+			 struct vm_area_struct *vma)
+{
+	int ret;
+
+	mmap_write_lock(current->mm);
+	ret = vfio_pci_dma_buf_mmap(priv->dmabuf, vma);
+	mmap_write_unlock(current->mm);
+
+	return ret;
+}
+
+static pgprot_t mapped_with(struct kunit *test, u32 memattr, pgprot_t *plain)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct vm_area_struct *vma = alloc_shared_vma(test);
+
+	*plain = vma->vm_page_prot;
 	priv->mappable = true;
 	priv->memattr = memattr;
-	mmap_write_lock(current->mm);
-	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_mmap(priv->dmabuf, vma));
-	mmap_write_unlock(current->mm);
+	KUNIT_EXPECT_EQ(test, 0, mmap_exported(priv, vma));
 
 	return vma->vm_page_prot;
 }
@@ -394,6 +425,119 @@ static void vfio_pci_mmap_memattr(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, pgprot_val(wc),
 			pgprot_val(pgprot_decrypted(pgprot_writecombine(plain))));
 	expect_arch_wc(test, wc);
+}
+
+/* Only what the core maps itself can be mapped through a buffer as well */
+static void vfio_pci_mmap_own(struct kunit *test)
+{
+	struct vfio_pci_core_device *own = alloc_device(test, &own_mmap_ops);
+	struct dmabuf_test *ctx = test->priv;
+
+	KUNIT_EXPECT_EQ(test, ctx->vdev->core_mmap_bars, 0x3f);
+	KUNIT_EXPECT_FALSE(test, ctx->vdev->zap_bars_on_revoke);
+
+	KUNIT_EXPECT_EQ(test, own->core_mmap_bars, 0);
+	KUNIT_EXPECT_TRUE(test, own->zap_bars_on_revoke);
+}
+
+static void vfio_pci_mmap_not_mappable(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct vm_area_struct *vma;
+
+	KUNIT_ASSERT_EQ(test, 0, kunit_attach_mm());
+
+	vma = alloc_shared_vma(test);
+	KUNIT_ASSERT_FALSE(test, priv->mappable);
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP, mmap_exported(priv, vma));
+	KUNIT_EXPECT_NULL(test, vma->vm_ops);
+	KUNIT_EXPECT_NULL(test, vma->vm_private_data);
+
+	/* It is for no other reason */
+	priv->mappable = true;
+	KUNIT_EXPECT_EQ(test, 0, mmap_exported(priv, vma));
+	KUNIT_EXPECT_NOT_NULL(test, vma->vm_ops);
+	KUNIT_EXPECT_PTR_EQ(test, vma->vm_private_data, (void *)priv);
+}
+
+static const struct vfio_pci_device_ops no_export_ops = {};
+
+static const struct vfio_pci_device_ops export_ops = {
+	.get_dmabuf_phys = vfio_pci_core_get_dmabuf_phys,
+};
+
+/* All have no argument, and features one of length 0 */
+struct call_case {
+	const char *name;
+	/* Of a feature, or else the ioctl */
+	u32 flags;
+	unsigned int cmd;
+	/* What a driver that can export says to that */
+	int ret;
+};
+
+static const struct call_case call_cases[] = {
+	{
+		.name = "export",
+		.flags = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_DMA_BUF,
+		.ret = -EINVAL,
+	}, {
+		.name = "probe export",
+		.flags = VFIO_DEVICE_FEATURE_PROBE |
+			 VFIO_DEVICE_FEATURE_DMA_BUF,
+	}, {
+		.name = "revoke",
+		.flags = VFIO_DEVICE_FEATURE_SET |
+			 VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE,
+		.ret = -EINVAL,
+	}, {
+		.name = "probe revoke",
+		.flags = VFIO_DEVICE_FEATURE_PROBE |
+			 VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE,
+	}, {
+		.name = "memattr",
+		.flags = VFIO_DEVICE_FEATURE_SET |
+			 VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR,
+		.ret = -EINVAL,
+	}, {
+		.name = "probe memattr",
+		.flags = VFIO_DEVICE_FEATURE_PROBE |
+			 VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR,
+	},
+/* It is an alternative to the feature, which may be left out */
+#ifdef VFIO_DEVICE_PCI_DMABUF_REVOKE
+	{
+		.name = "revoke by ioctl",
+		.cmd = VFIO_DEVICE_PCI_DMABUF_REVOKE,
+		.ret = -EFAULT,
+	},
+#endif
+};
+
+KUNIT_ARRAY_PARAM_DESC(call, call_cases, name);
+
+static long call(struct vfio_pci_core_device *vdev,
+		 const struct call_case *param)
+{
+	if (param->cmd)
+		return vfio_pci_core_ioctl(&vdev->vdev, param->cmd, 0);
+
+	return vfio_pci_core_ioctl_feature(&vdev->vdev, param->flags, NULL, 0);
+}
+
+/* Userspace tells what is not there from what has been called wrongly */
+static void vfio_pci_call_unsupported(struct kunit *test)
+{
+	const struct call_case *param = test->param_value;
+	struct dmabuf_test *ctx = test->priv;
+	struct vfio_pci_core_device *vdev = ctx->vdev;
+
+	KUNIT_ASSERT_NULL(test, vdev->pci_ops);
+	KUNIT_EXPECT_EQ(test, IF_DMABUF(-EOPNOTSUPP), call(vdev, param));
+	vdev->pci_ops = &no_export_ops;
+	KUNIT_EXPECT_EQ(test, IF_DMABUF(-EOPNOTSUPP), call(vdev, param));
+	vdev->pci_ops = &export_ops;
+	KUNIT_EXPECT_EQ(test, IF_DMABUF(param->ret), call(vdev, param));
 }
 
 static void vfio_pci_attach(struct kunit *test)
@@ -578,7 +722,7 @@ static void vfio_pci_close_waits(struct kunit *test)
 /* A new buffer is in the state that the device is in */
 static void vfio_pci_status_of_new(struct kunit *test)
 {
-	struct vfio_pci_core_device *closed = alloc_device(test);
+	struct vfio_pci_core_device *closed = alloc_device(test, &device_ops);
 	struct vfio_pci_dma_buf *priv;
 	struct dmabuf_test *ctx = test->priv;
 
@@ -635,7 +779,7 @@ static void vfio_pci_revoke(struct kunit *test)
 {
 	struct vfio_pci_dma_buf *priv = create_bar_map(test);
 	struct vfio_pci_dma_buf *other = create_bar_map(test);
-	struct vfio_pci_core_device *stranger = alloc_device(test);
+	struct vfio_pci_core_device *stranger = alloc_device(test, &device_ops);
 	struct vfio_pci_core_device *vdev = priv->vdev;
 
 	KUNIT_EXPECT_EQ(test, -ENODEV, vfio_pci_dma_buf_revoke(stranger, priv));
@@ -826,6 +970,9 @@ static struct kunit_case vfio_pci_dmabuf_cases[] = {
 	KUNIT_CASE(vfio_pci_bar_map_create),
 	KUNIT_CASE(vfio_pci_bar_map_mmap),
 	KUNIT_CASE(vfio_pci_mmap_memattr),
+	KUNIT_CASE(vfio_pci_mmap_own),
+	KUNIT_CASE(vfio_pci_mmap_not_mappable),
+	KUNIT_CASE_PARAM(vfio_pci_call_unsupported, call_gen_params),
 	KUNIT_CASE(vfio_pci_attach),
 	KUNIT_CASE(vfio_pci_attach_without_provider),
 	KUNIT_CASE(vfio_pci_attach_without_peer2peer),

@@ -702,23 +702,24 @@ static int find_in_list(const struct page_list *list, u32 offset,
 }
 
 static void compare_with_list(struct kunit *test, const struct buffer *buf,
-			      const struct page_list *list, u32 round)
+			      const struct page_list *list,
+			      unsigned int max_order, u32 layout)
 {
 	unsigned int order;
 	u32 offset;
 
-	KUNIT_ASSERT_EQ_MSG(test, buf->nr_ranges, list->nr_runs, "round %u",
-			    round);
+	KUNIT_ASSERT_EQ_MSG(test, buf->nr_ranges, list->nr_runs, "layout %u",
+			    layout);
 	for (offset = 0; offset <= list->nr_pages; offset++) {
-		for (order = 0; order <= RANDOM_ORDER; order++) {
+		for (order = 0; order <= max_order; order++) {
 			unsigned long pfn = ULONG_MAX, want = ULONG_MAX;
 			int want_ret = find_in_list(list, offset, order, &want);
 			int ret = find(buf, offset, order, &pfn);
 
 			if (ret != want_ret || (!ret && pfn != want))
 				KUNIT_FAIL_AND_ABORT(test,
-						     "round %u, offset 0x%x pages, order %u: %d, PFN 0x%lx for %d, 0x%lx",
-						     round, offset, order, ret,
+						     "layout %u, offset 0x%x pages, order %u: %d, PFN 0x%lx for %d, 0x%lx",
+						     layout, offset, order, ret,
 						     pfn, want_ret, want);
 		}
 	}
@@ -752,7 +753,48 @@ static void vfio_pci_find_pfn_random(struct kunit *test)
 		}
 		finish_buffer(&buf);
 		count_runs(list);
-		compare_with_list(test, &buf, list, round);
+		compare_with_list(test, &buf, list, RANDOM_ORDER, round);
+	}
+}
+
+#define SMALL_RANGES	3
+#define SMALL_PAGES	3	/* of the longest range */
+#define SMALL_PFNS	6	/* at which a range can start, from 0 on */
+#define SMALL_KINDS	(SMALL_PAGES * SMALL_PFNS)
+/* The last one that fits, in ranges that have become one, and one more */
+#define SMALL_ORDER	4
+
+/*
+ * All that there are of a few short ranges.  A layout is a number to the base of
+ * the kinds of ranges: a 1 in front, and behind it a digit for each range, the
+ * last one of them for the first range.
+ */
+static void vfio_pci_find_pfn_small(struct kunit *test)
+{
+	struct page_list *list = alloc_array(test, 1, sizeof(*list));
+	u32 nr_ranges, layout, rest, start = 1;
+	struct buffer buf;
+
+	init_buffer(test, &buf, SMALL_RANGES);
+
+	for (nr_ranges = 1; nr_ranges <= SMALL_RANGES; nr_ranges++) {
+		start *= SMALL_KINDS;
+		for (layout = start; layout < 2 * start; layout++) {
+			buf.nr_ranges = 0;
+			list->nr_pages = 0;
+			for (rest = layout; rest > 1; rest /= SMALL_KINDS) {
+				struct pfn_range range = {
+					.pfn = rest % SMALL_PFNS,
+					.nr = 1 + rest / SMALL_PFNS % SMALL_PAGES,
+				};
+
+				append_range(&buf, range.pfn, range.nr);
+				list_range(list, &range);
+			}
+			finish_buffer(&buf);
+			count_runs(list);
+			compare_with_list(test, &buf, list, SMALL_ORDER, layout);
+		}
 	}
 }
 
@@ -763,6 +805,7 @@ static struct kunit_case vfio_pci_pfn_cases[] = {
 	KUNIT_CASE_PARAM(vfio_pci_find_pfn_table, find_gen_params),
 	KUNIT_CASE_PARAM(vfio_pci_find_pfn_of_many, count_gen_params),
 	KUNIT_CASE(vfio_pci_find_pfn_random),
+	KUNIT_CASE(vfio_pci_find_pfn_small),
 	{}
 };
 
