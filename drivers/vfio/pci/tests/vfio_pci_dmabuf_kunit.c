@@ -3,9 +3,10 @@
  * KUnit tests of the DMABUFs behind mappings of BARs
  *
  * Such a DMABUF has no descriptor, so userspace cannot try to import it.  Here
- * it is made for a device that consists of no more than the structures.  What
- * is tested of revocation goes for exported DMABUFs as well, their code is the
- * same; that they are in fact mapped and imported is left to the selftests.
+ * it is made for a device that consists of no more than the structures, and the
+ * device itself can be the importer.  What is tested of revocation goes for
+ * exported DMABUFs as well, their code is the same; that they are in fact mapped
+ * and that DMA gets there is left to the selftests.
  */
 #include <kunit/device.h>
 #include <kunit/test.h>
@@ -19,6 +20,8 @@
 #include <linux/pagemap.h>
 #include <linux/pci.h>
 #include <linux/pci-p2pdma.h>
+#include <linux/scatterlist.h>
+#include <linux/slab.h>
 #include <linux/unaligned.h>
 #include <linux/wait_bit.h>
 #include <linux/workqueue.h>
@@ -40,6 +43,9 @@
 /* Nobody has heard of exports if the kernel knows none */
 #define IF_DMABUF(ret)	(IS_ENABLED(CONFIG_VFIO_PCI_DMABUF) ? (ret) : -ENOTTY)
 
+/* An importer that has not been told, or is waited for in vain, has this long */
+#define RESCUE		(5 * HZ)
+
 struct dmabuf_test {
 	struct vfio_pci_core_device *vdev;
 	struct file *device_file;
@@ -48,9 +54,11 @@ struct dmabuf_test {
 	unsigned int nr_invalidated;
 
 	/* What an importer has that takes its time to let go of a buffer */
-	struct vfio_pci_dma_buf *mapped;
+	struct dma_buf_attachment *attachment;
+	struct sg_table *sgt;
 	struct delayed_work let_go;
 	bool has_let_go;
+	bool was_rescued;
 };
 
 static const struct vfio_device_ops device_ops = {
@@ -82,15 +90,23 @@ static const struct dma_buf_attach_ops importer_ops = {
 	.invalidate_mappings = count_invalidate,
 };
 
+/* The first time, unmap; the second time, end what still waits for that */
 static void let_go(struct work_struct *work)
 {
 	struct dmabuf_test *ctx = container_of(to_delayed_work(work),
 					       struct dmabuf_test, let_go);
-	struct vfio_pci_dma_buf *priv = ctx->mapped;
+	struct vfio_pci_dma_buf *priv = ctx->attachment->dmabuf->priv;
 
 	dma_resv_lock(&priv->resv, NULL);
-	WRITE_ONCE(ctx->has_let_go, true);
-	store_release_wake_up(&priv->nr_maps, 0);
+	if (!ctx->has_let_go) {
+		WRITE_ONCE(ctx->has_let_go, true);
+		dma_buf_unmap_attachment(ctx->attachment, ctx->sgt,
+					 DMA_BIDIRECTIONAL);
+		schedule_delayed_work(&ctx->let_go, RESCUE);
+	} else {
+		WRITE_ONCE(ctx->was_rescued, true);
+		store_release_wake_up(&priv->nr_maps, 0);
+	}
 	dma_resv_unlock(&priv->resv);
 }
 
@@ -118,6 +134,12 @@ static const struct dma_buf_attach_ops importer_ops_no_invalidate = {
 KUNIT_DEFINE_ACTION_WRAPPER(release_device, vfio_pci_core_release_dev,
 			    struct vfio_device *);
 KUNIT_DEFINE_ACTION_WRAPPER(fput_action, fput, struct file *);
+KUNIT_DEFINE_ACTION_WRAPPER(put_device_action, put_device, struct device *);
+
+static void free_pci_dev(struct device *dev)
+{
+	kfree(to_pci_dev(dev));
+}
 
 static struct vfio_pci_core_device *
 alloc_device(struct kunit *test, const struct vfio_device_ops *ops)
@@ -125,9 +147,14 @@ alloc_device(struct kunit *test, const struct vfio_device_ops *ops)
 	struct vfio_pci_core_device *vdev;
 	struct pci_dev *pdev;
 
-	pdev = kunit_kzalloc(test, sizeof(*pdev), GFP_KERNEL);
+	pdev = kzalloc_obj(*pdev);
 	KUNIT_ASSERT_NOT_NULL(test, pdev);
+	device_initialize(&pdev->dev);
+	pdev->dev.release = free_pci_dev;
 	pdev->dev.init_name = "0000:00:00.0";
+	KUNIT_ASSERT_EQ(test, 0, kunit_add_action_or_reset(test,
+							   put_device_action,
+							   &pdev->dev));
 	/* There is no bus to make a provider of, so the buffers get none */
 	pdev->non_mappable_bars = true;
 
@@ -277,6 +304,44 @@ static struct dma_buf_attachment *stay_attached(struct kunit *test,
 	return stay_attached_by(test, priv, &importer_ops);
 }
 
+/*
+ * From here on the importer is the device itself.  There is nothing between the
+ * two, so that DMA goes by bus addresses and needs no IOMMU.
+ */
+static void import_by_device(struct kunit *test)
+{
+	struct dmabuf_test *ctx = test->priv;
+	struct pci_dev *pdev = ctx->vdev->pdev;
+
+	if (!IS_ENABLED(CONFIG_PCI_P2PDMA))
+		kunit_skip(test, "no peer-to-peer DMA");
+
+	/* The device is not on it, but has to have a domain and a number */
+	pdev->bus = pci_find_next_bus(NULL);
+	if (!pdev->bus)
+		kunit_skip(test, "no PCI bus");
+	pdev->dev.bus = &pci_bus_type;
+	pdev->non_mappable_bars = false;
+	KUNIT_ASSERT_EQ(test, 0, pcim_p2pdma_init(pdev));
+
+	ctx->importer = &pdev->dev;
+}
+
+static struct sg_table *map(struct kunit *test,
+			    struct dma_buf_attachment *attachment)
+{
+	struct sg_table *sgt;
+
+	sgt = dma_buf_map_attachment_unlocked(attachment, DMA_BIDIRECTIONAL);
+	KUNIT_ASSERT_NOT_ERR_OR_NULL(test, sgt);
+	return sgt;
+}
+
+static void unmap(struct dma_buf_attachment *attachment, struct sg_table *sgt)
+{
+	dma_buf_unmap_attachment_unlocked(attachment, sgt, DMA_BIDIRECTIONAL);
+}
+
 static int try_map(struct dma_buf_attachment *attachment)
 {
 	struct sg_table *sgt;
@@ -285,7 +350,7 @@ static int try_map(struct dma_buf_attachment *attachment)
 	if (IS_ERR(sgt))
 		return PTR_ERR(sgt);
 
-	dma_buf_unmap_attachment_unlocked(attachment, sgt, DMA_BIDIRECTIONAL);
+	unmap(attachment, sgt);
 	return 0;
 }
 
@@ -626,7 +691,38 @@ static void vfio_pci_attach_closed(struct kunit *test)
 			vfio_pci_dma_buf_revoke(ctx->vdev, priv));
 }
 
-static void vfio_pci_map_revoked(struct kunit *test)
+/* Each mapping counts, no matter whose, until it is unmapped */
+static void vfio_pci_map_counted(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+	struct dma_buf_attachment *attachment, *another;
+	struct sg_table *first, *second, *third;
+
+	import_by_device(test);
+	attachment = stay_attached(test, priv);
+	another = stay_attached(test, priv);
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 0);
+
+	first = map(test, attachment);
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 1);
+	KUNIT_EXPECT_EQ(test, first->nents, 1);
+	KUNIT_EXPECT_EQ(test, sg_dma_address(first->sgl), PFN_PHYS(MAP_PFN));
+	KUNIT_EXPECT_EQ(test, sg_dma_len(first->sgl), MAP_PAGES * PAGE_SIZE);
+
+	second = map(test, attachment);
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 2);
+	third = map(test, another);
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 3);
+
+	unmap(attachment, first);
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 2);
+	unmap(another, third);
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 1);
+	unmap(attachment, second);
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 0);
+}
+
+static void vfio_pci_map_fails(struct kunit *test)
 {
 	struct vfio_pci_dma_buf *priv = create_importable(test);
 	struct dma_buf_attachment *attachment;
@@ -637,10 +733,24 @@ static void vfio_pci_map_revoked(struct kunit *test)
 	attachment = stay_attached(test, priv);
 	/* The importer is no PCI device */
 	KUNIT_EXPECT_EQ(test, -EINVAL, try_map(attachment));
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 0);
+}
+
+static void vfio_pci_map_revoked(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_importable(test);
+	struct dma_buf_attachment *attachment;
+
+	import_by_device(test);
+	attachment = stay_attached(test, priv);
+	KUNIT_EXPECT_EQ(test, 0, try_map(attachment));
 	hold(priv->vdev);
 	KUNIT_EXPECT_EQ(test, -ENODEV, try_map(attachment));
 	unhold(priv->vdev);
-	KUNIT_EXPECT_EQ(test, -EINVAL, try_map(attachment));
+	KUNIT_EXPECT_EQ(test, 0, try_map(attachment));
+
+	/* Nobody would end the wait for another one */
+	KUNIT_ASSERT_EQ(test, priv->nr_maps, 0);
 	KUNIT_EXPECT_EQ(test, 0, vfio_pci_dma_buf_revoke(priv->vdev, priv));
 	KUNIT_EXPECT_EQ(test, -ENODEV, try_map(attachment));
 	KUNIT_EXPECT_EQ(test, priv->nr_maps, 0);
@@ -676,27 +786,24 @@ static void expect_wait(struct kunit *test,
 			void (*act)(struct kunit *test,
 				    struct vfio_pci_dma_buf *priv))
 {
-	struct vfio_pci_dma_buf *priv;
+	struct vfio_pci_dma_buf *priv = create_importable(test);
 	struct dmabuf_test *ctx = test->priv;
 
-	if (!IS_ENABLED(CONFIG_PCI_P2PDMA))
-		kunit_skip(test, "no peer-to-peer DMA");
-
-	priv = create_importable(test);
+	import_by_device(test);
 	INIT_DELAYED_WORK(&ctx->let_go, let_go);
-	ctx->mapped = priv;
-	stay_attached_by(test, priv, &importer_ops_slow);
-	/* As the buffer has it when it is mapped by one that is a PCI device */
-	dma_resv_lock(&priv->resv, NULL);
-	priv->nr_maps = 1;
-	dma_resv_unlock(&priv->resv);
-	/* An importer that has not been told must not stop the boot */
-	schedule_delayed_work(&ctx->let_go, 5 * HZ);
+	ctx->attachment = stay_attached_by(test, priv, &importer_ops_slow);
+	ctx->sgt = map(test, ctx->attachment);
+	/* A test that fails must not stop the boot */
+	schedule_delayed_work(&ctx->let_go, RESCUE);
 
 	act(test, priv);
 	KUNIT_EXPECT_EQ(test, ctx->nr_invalidated, 1);
 	KUNIT_EXPECT_TRUE(test, READ_ONCE(ctx->has_let_go));
+	KUNIT_EXPECT_FALSE(test, READ_ONCE(ctx->was_rescued));
+
+	/* If it has not been waited for, unmap now */
 	flush_delayed_work(&ctx->let_go);
+	cancel_delayed_work_sync(&ctx->let_go);
 }
 
 static void revoke_and_wait(struct kunit *test, struct vfio_pci_dma_buf *priv)
@@ -980,6 +1087,8 @@ static struct kunit_case vfio_pci_dmabuf_cases[] = {
 	KUNIT_CASE(vfio_pci_attach_revoked),
 	KUNIT_CASE(vfio_pci_attach_dead),
 	KUNIT_CASE(vfio_pci_attach_closed),
+	KUNIT_CASE(vfio_pci_map_counted),
+	KUNIT_CASE(vfio_pci_map_fails),
 	KUNIT_CASE(vfio_pci_map_revoked),
 	KUNIT_CASE(vfio_pci_invalidate),
 	KUNIT_CASE(vfio_pci_revoke_waits),
