@@ -76,9 +76,9 @@ def selftests_plan(tree, top, programs, devices=("edu-plus", "edu"), large=True)
         for name in names:
             if name not in builds.NOT_HERE:
                 yield f"{name}.{device}", LIMIT, command(name, device)
-    if not large or "edu-plus" not in devices:
+    if "edu-plus" not in devices:
         return
-    for name, tests in ON_LARGE.items():
+    for name, tests in ON_LARGE.items() if large else ():
         env = ASKS.get(name, "")
         yield f"{name}.1GiB", LIMIT, f"{env}{name} {tests} {LARGE}"
     for name, arguments in ON_SMALL.items():

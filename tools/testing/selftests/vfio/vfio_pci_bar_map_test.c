@@ -321,6 +321,17 @@ FIXTURE_TEARDOWN(vfio_pci_bar_map_one_mode)
 	setup_cleanup(&self->s);
 }
 
+/* Of which read() does not tell all, -1 if there is none. */
+static int msix_bar(struct vfio_pci_device *device)
+{
+	u8 pos = vfio_pci_find_capability(device, PCI_CAP_ID_MSIX);
+
+	if (!pos)
+		return -1;
+
+	return vfio_pci_config_readl(device, pos + PCI_MSIX_TABLE) & PCI_MSIX_TABLE_BIR;
+}
+
 FIXTURE_SETUP(vfio_pci_bar_map_small)
 {
 	struct setup *s = &self->s;
@@ -331,7 +342,7 @@ FIXTURE_SETUP(vfio_pci_bar_map_small)
 	for (i = 0; i < PCI_STD_NUM_BARS; i++) {
 		struct vfio_pci_bar *bar = &s->device->bars[i];
 
-		if (bar->vaddr && bar->info.size < s->page_size)
+		if (bar->vaddr && bar->info.size < s->page_size && i != msix_bar(s->device))
 			s->bar = bar;
 	}
 
@@ -375,8 +386,9 @@ TEST_F(vfio_pci_bar_map_test, bad_spans)
 	ASSERT_EQ(-EINVAL, __dmabuf_map(fd, info->offset, 0, PROT_READ, &vaddr));
 	ASSERT_EQ(-EINVAL, __dmabuf_map(fd, info->offset + s->page_size / 2, s->page_size,
 					PROT_READ, &vaddr));
-	ASSERT_EQ(-EOVERFLOW, __dmabuf_map(fd, -(u64)s->page_size, 2 * s->page_size,
-					   PROT_READ, &vaddr));
+	/* On 32 bits it is the libc that knows no such offset. */
+	ASSERT_EQ(sizeof(long) < 8 ? -EINVAL : -EOVERFLOW,
+		  __dmabuf_map(fd, -(u64)s->page_size, 2 * s->page_size, PROT_READ, &vaddr));
 
 	vaddr = mmap(NULL, s->page_size, PROT_READ, MAP_PRIVATE, fd, info->offset);
 	ASSERT_EQ(MAP_FAILED, vaddr);
