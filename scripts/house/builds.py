@@ -248,6 +248,11 @@ def count_objects(log):
     return f"{len(re.findall(r'^  (?:CC|AS|LD|AR|HOSTCC) ', text, re.M))} objects"
 
 
+def fragments(flavour):
+    """The files that a flavour is configured by, in their order."""
+    return [ROOT / "configs" / f"{name}.config" for name in FLAVOURS[flavour][1]]
+
+
 def configure(tree, commit, flavour, objects, log, clang=False, more=()):
     """Have the .config of a flavour in OBJECTS; TREE has COMMIT checked out.
 
@@ -257,9 +262,9 @@ def configure(tree, commit, flavour, objects, log, clang=False, more=()):
     are kept under the hash of what they are made from. An unchanged one keeps
     its time stamp, and nothing is built again.
     """
-    arch, fragments = FLAVOURS[flavour]
+    arch, _ = FLAVOURS[flavour]
     kbuild_arch, cross, _ = ARCHES[arch]
-    configs = [ROOT / "configs" / f"{f}.config" for f in fragments] + [*more]
+    configs = [*fragments(flavour), *more]
     asked = git("ls-tree", "-r", commit, cwd=tree).splitlines()
     asked = [line for line in asked if re.search(
         r"\t(scripts/|Makefile|arch/\w+/Makefile|.*Kconfig|.*\.config$)", line)]
@@ -280,10 +285,10 @@ def configure(tree, commit, flavour, objects, log, clang=False, more=()):
 
 
 def kernel_key(tree, commit, flavour):
-    arch, fragments = FLAVOURS[flavour]
+    arch, _ = FLAVOURS[flavour]
     cross = ARCHES[arch][1]
     return digest("with version", kernel_hash(tree, commit), arch, compiler(cross),
-                  *(ROOT / "configs" / f"{f}.config" for f in fragments),
+                  *fragments(flavour),
                   *profile(tree, commit, flavour),
                   ROOT / "scripts" / "kconfig")[:24]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Configurations that nothing boots: what the stack touches compiles in each."""
 import itertools
+import re
 from pathlib import Path
 
 from . import builds
@@ -36,11 +37,14 @@ SWITCHES = {
 PLAIN = {switch: next(iter(choices)) for switch, choices in SWITCHES.items()}
 # Made as a whole, by the configuration: what is in there depends on it
 DIRECTORIES = ("drivers/vfio/", "drivers/dma-buf/", "drivers/iommu/iommufd/")
-# kbuild makes an object that is asked for, also one that is not configured
-NOT_WITH = {"drivers/iommu/iommufd/": ("access", "group"),
-            "drivers/pci/p2pdma.o": ("p2pdma", "n"), "mm/huge_memory.o": ("thp", "n"),
-            "arch/x86/mm/pat/memtype_interval.o": ("pat", "n")}
-# Of no configuration of the VM; scripts/bisect compiles it
+# kbuild makes an object that is asked for, also one that is not configured: the options
+# without which these do not compile
+NEEDS = {"arch/x86/mm/pat/memtype_interval.o": "X86_PAT",
+         "drivers/iommu/iommufd/": "IOMMUFD",
+         "drivers/iommu/iommufd/selftest.o": "IOMMUFD_TEST",
+         "drivers/pci/p2pdma.o": "PCI_P2PDMA",
+         "mm/huge_memory.o": "TRANSPARENT_HUGEPAGE"}
+# Of no configuration of the VM; by_flavour() has it all the same
 ELSEWHERE = ("drivers/infiniband/",)
 
 
@@ -76,6 +80,36 @@ def title(row):
                      if SWITCHES[switch][choice]) or "as in the VM"
 
 
+def options(flavour, more=""):
+    """What a flavour's fragments switch on, with MORE of a fragment behind them.
+
+    scripts/kconfig sees to it that they get that.
+    """
+    found = set()
+    text = "\n".join([*(path.read_text() for path in builds.fragments(flavour)), more])
+    for off, symbol in re.findall(r"^(# )?CONFIG_(\w+)(?:=| is not set$)", text, re.M):
+        (found.discard if off else found.add)(symbol)
+    return found
+
+
+def having(names, flavour, more=""):
+    """Those of NAMES that compile in it."""
+    there = options(flavour, more) | {None}
+    return [name for name in names if NEEDS.get(name) in there]
+
+
+def by_flavour(names):
+    """{flavour: what of NAMES is compiled in it}, each at least once."""
+    found = {"x86_64": having(names, "x86_64")}
+    # without huge PFN maps there are functions that nobody calls
+    found["nothp"] = having(found["x86_64"], "nothp")
+    rest = [name for name in names if name not in found["x86_64"]]
+    found["faults"] = having(rest, "faults")
+    if lost := set(rest) - set(found["faults"]):
+        raise Failure(f"no flavour has what these need: {sorted(lost)}")
+    return found
+
+
 def targets(touched, row):
     """What to make of what the stack touches, as a row has it."""
     found = set()
@@ -83,7 +117,7 @@ def targets(touched, row):
         directory = next((path for path in DIRECTORIES if name.startswith(path)), None)
         if (directory or name.endswith(".o")) and not name.startswith(ELSEWHERE):
             found.add(directory or name)
-    return sorted(name for name in found if NOT_WITH.get(name) not in row.items())
+    return having(sorted(found), "x86_64", fragment(row))
 
 
 def make(tree, commit, row, where, log, *wanted):

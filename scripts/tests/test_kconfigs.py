@@ -7,12 +7,14 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house.builds import Warned, no_warnings                    # noqa: E402
-from house.kconfigs import (PLAIN, SWITCHES, fragment, pairwise, targets,  # noqa: E402
-                            title)
+from house.common import Failure                                # noqa: E402
+from house.kconfigs import (NEEDS, PLAIN, SWITCHES, by_flavour, fragment,  # noqa: E402
+                            options, pairwise, targets, title)
 
 
 class Pairwise(unittest.TestCase):
@@ -51,6 +53,28 @@ class Targets(unittest.TestCase):
             "mm/memory.o"])
         self.assertEqual(targets(touched, PLAIN | {"thp": "n", "access": "group"}),
                          ["drivers/vfio/", "mm/memory.o"])
+
+    def test_needs(self):
+        self.assertIn("TRANSPARENT_HUGEPAGE", options("x86_64"))
+        self.assertNotIn("TRANSPARENT_HUGEPAGE", options("nothp"))
+        self.assertNotIn("VFIO_PCI", options("x86_64", "# CONFIG_VFIO_PCI is not set\n"))
+        # what a switch takes away is what these need
+        for name, row in (("drivers/pci/p2pdma.o", {"p2pdma": "n"}),
+                          ("arch/x86/mm/pat/memtype_interval.o", {"pat": "n"})):
+            self.assertEqual(targets([name], PLAIN), [name])
+            self.assertEqual(targets([name], PLAIN | row), [])
+
+    def test_by_flavour(self):
+        mock, huge = "drivers/iommu/iommufd/selftest.o", "mm/huge_memory.o"
+        others = ["drivers/infiniband/a.o", "drivers/iommu/iommufd/pages.o", "mm/"]
+        self.assertEqual(by_flavour([*others, mock, huge]), {
+            "x86_64": [*others, huge], "nothp": others, "faults": [mock]})
+        self.assertEqual(by_flavour([huge]),
+                         {"x86_64": [huge], "nothp": [], "faults": []})
+        self.assertEqual(set(sum(by_flavour(list(NEEDS)).values(), [])), set(NEEDS))
+        with patch.dict(NEEDS, {"a.o": "NO_SUCH"}), \
+                self.assertRaisesRegex(Failure, "a.o"):
+            by_flavour(["a.o"])
 
 
 class Warnings(unittest.TestCase):
