@@ -330,11 +330,13 @@ def kernel(tree, commit, flavour, log):
     with cached("kernels", key) as (place, new):
         if new is None:
             return place
+        # others may have written to it, and what they say is not of this kernel
+        start = log.stat().st_size if log.exists() else 0
         with kernel_objects(tree, commit, flavour, log) as (objects, image):
             shutil.copy2(image, new / "kernel")
             shutil.copy2(objects / ".config", new / "config")
             shutil.copy2(objects / "System.map", new / "System.map")
-            shutil.copy2(log, new / "log")
+            (new / "log").write_bytes(log.read_bytes()[start:])
             for name in objects.rglob("*.gcno"):
                 where = new / "gcno" / name.relative_to(objects)
                 where.parent.mkdir(parents=True, exist_ok=True)

@@ -2,16 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of the configurations that are compiled only."""
 import itertools
-import re
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from house.builds import Warned, no_warnings                    # noqa: E402
 from house.common import Failure                                # noqa: E402
 from house.kconfigs import (NEEDS, PLAIN, SWITCHES, by_flavour, fragment,  # noqa: E402
                             options, pairwise, targets, title)
@@ -75,25 +72,6 @@ class Targets(unittest.TestCase):
         with patch.dict(NEEDS, {"a.o": "NO_SUCH"}), \
                 self.assertRaisesRegex(Failure, "a.o"):
             by_flavour(["a.o"])
-
-
-class Warnings(unittest.TestCase):
-    def setUp(self):
-        scratch = tempfile.TemporaryDirectory()
-        self.addCleanup(scratch.cleanup)
-        self.log = Path(scratch.name) / "log"
-
-    def test_found(self):
-        for line in ("a.c:1:2: warning: unused", "ld: warning: x has LOAD segment",
-                     "WARNING: modpost: missing MODULE_DESCRIPTION()"):
-            self.log.write_text(f"  CC a.o\n{line}\n")
-            with self.assertRaisesRegex(Warned, re.escape(line)):
-                no_warnings(self.log)
-            no_warnings(self.log, self.log.stat().st_size)
-
-    def test_of_make(self):
-        self.log.write_text("make[2]: warning: jobserver unavailable\n")
-        no_warnings(self.log)
 
 
 if __name__ == "__main__":
