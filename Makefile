@@ -99,7 +99,8 @@ test: deps ## run one test in the VM: TEST="program [args]" [TREE=build/linux]
 	@scripts/demo --run "$$TEST" $${TREE:+--tree "$$TREE"}
 
 .PHONY: gdb
-gdb: deps ## as make test, or make shell without TEST=, waiting for gdb
+gdb: ## as make test, or make shell without TEST=, waiting for gdb
+	@scripts/deps gdb
 	@scripts/demo --gdb $${TEST:+--run "$$TEST"} $(if $(TEST),,--shell) \
 		$${TREE:+--tree "$$TREE"}
 

@@ -474,6 +474,15 @@ MORE = (*PAIR, *LARGE, *SMALL)
 BOCHS = ("--device", "bochs-display,bus=rp5")
 
 
+def program_name(command):
+    """What a plan calls a command of the guest's shell: by its program, if that is seen.
+
+    That is the first word that sets no variable.
+    """
+    found = re.search(r"(?<!\S)(?:[^\s=]*/)?(\w[\w.+-]*)(?!\S)", command)
+    return found[1] if found else "command"
+
+
 def vm_command(qemu_binary, kernel_place, initrd, arch="x86_64"):
     """The command that boots the VM; the caller adds --log, and a plan."""
     return [ROOT / "scripts" / "vm", "--arch", arch, "--qemu", qemu_binary,

@@ -13,7 +13,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house import builds                                        # noqa: E402
-from house.builds import Warned, no_warnings                    # noqa: E402
+from house.builds import Warned, no_warnings, program_name      # noqa: E402
 
 
 class Warnings(unittest.TestCase):
@@ -60,6 +60,17 @@ class Kernels(unittest.TestCase):
         self.assertEqual(self.kernel("no log before"), "of the kernel\n")
         self.log.write_text("warning: of QEMU\n")
         self.assertEqual(self.kernel("a log before"), "of the kernel\n")
+
+
+class Programs(unittest.TestCase):
+    def test_name(self):
+        for command, name in (
+                ("vfio_pci_device_test", "vfio_pci_device_test"),
+                ("a_test -f one $EDU_BDFS", "a_test"),
+                ("VAR=1 OTHER=/tmp/x a_test x", "a_test"),
+                ("/tests/a_test -l", "a_test"),
+                ("(a_test)", "command"), ("$EDU_BDFS", "command")):
+            self.assertEqual(program_name(command), name)
 
 
 if __name__ == "__main__":
