@@ -8,10 +8,13 @@ begin at the margin, each followed by the lines it is for, indented:
     There is no such hardware in the VM.
 	drivers/vfio/pci/foo.c: foo_probe: return -ENODEV;
 	drivers/vfio/pci/bar.c: *
+    Only a race comes here.
+	? drivers/vfio/pci/foo.c: foo_lock: goto again;
 
 A line is known by its file, its function and its text, so that it keeps its
 reason when others come before it; * is for all lines of a file, or of a
-function that is named before it.
+function that is named before it. One behind a question mark may be reached or
+not, as luck has it, and is to be there.
 """
 import json
 import re
@@ -21,6 +24,7 @@ from collections import namedtuple
 from .common import Failure, git
 
 Line = namedtuple("Line", "path number function text")
+Reason = namedtuple("Reason", "text luck")
 NOT_COUNTED = re.compile(r"(?:tools|Documentation)/|drivers/vfio/pci/tests/|"
                          r"drivers/iommu/iommufd/selftest\.c$")
 
@@ -82,8 +86,8 @@ def counted(lines, path):
 def unreached(tree, base, top, lines):
     """The stack's lines of code and those not reached, by file.
 
-    Returns {path: (number of lines with code, [Line])}. A file of which nothing
-    was compiled is a single line.
+    Returns {path: ([Line], [Line])}. Of a file of which nothing was compiled a
+    single line is not reached.
     """
     found = {}
     for path in touched(tree, base, top):
@@ -91,13 +95,12 @@ def unreached(tree, base, top, lines):
         text = git("show", f"{top}:{path}", cwd=tree).splitlines()
         if not counts:
             # a header may have no code, a file has
-            found[path] = (0, [Line(path, 0, "", "*")] if path.endswith(".c")
+            found[path] = ([], [Line(path, 0, "", "*")] if path.endswith(".c")
                            else [])
             continue
-        code = sorted(added(tree, base, top, path) & counts.keys())
-        found[path] = (len(code), [
-            Line(path, number, counts[number][1], text[number - 1].strip())
-            for number in code if not counts[number][0]])
+        code = [Line(path, number, counts[number][1], text[number - 1].strip())
+                for number in sorted(added(tree, base, top, path) & counts.keys())]
+        found[path] = (code, [line for line in code if not counts[line.number][0]])
     return found
 
 
@@ -114,7 +117,7 @@ def exits(tree, base, top, lines):
 
 
 def read_reasons(path):
-    """{(file, function, text): reason}, in the order of the file."""
+    """{(file, function, text): Reason}, in the order of the file."""
     reasons, reason, before = {}, "", False
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -124,7 +127,9 @@ def read_reasons(path):
             before = True
             continue
         before = False
-        name, _, rest = line.strip().partition(": ")
+        line = line.strip()
+        luck = line.startswith("? ")
+        name, _, rest = line.removeprefix("? ").partition(": ")
         function, _, text = rest.partition(": ")
         if rest == "*":
             function, text = "*", "*"
@@ -133,20 +138,30 @@ def read_reasons(path):
                           "reason")
         if (name, function, text) in reasons:
             raise Failure(f"{path}:{number}: is there twice")
-        reasons[name, function, text] = reason
+        reasons[name, function, text] = Reason(reason, luck)
     return reasons
 
 
-def explain(found, reasons):
-    """Split lines by their reasons: {reason: [Line]}, [without], [unused]."""
+def keys(line):
+    """What a line may have its reason by."""
+    return ((line.path, line.function, line.text), (line.path, line.function, "*"),
+            (line.path, "*", "*"))
+
+
+def explain(missed, reasons, code):
+    """Split missed lines by their reasons: {reason: [Line]}, [without], [unused].
+
+    CODE is all lines: what luck has reached is among them.
+    """
     why, without, used = {}, [], set()
-    for line in found:
-        for key in ((line.path, line.function, line.text),
-                    (line.path, line.function, "*"), (line.path, "*", "*")):
+    for line in missed:
+        for key in keys(line):
             if key in reasons:
                 used.add(key)
-                why.setdefault(reasons[key], []).append(line)
+                why.setdefault(reasons[key].text, []).append(line)
                 break
         else:
             without.append(line)
+    used |= {key for line in code for key in keys(line)
+             if key in reasons and reasons[key].luck}
     return why, without, [key for key in reasons if key not in used]

@@ -90,13 +90,13 @@ class LinesTest(unittest.TestCase):
                           ("never", "return n - 1;"),
                           ("main", "return never(argc);")])
         # nothing of a.h is code, nothing of b.c was compiled
-        self.assertEqual(found["drivers/a.h"], (0, []))
+        self.assertEqual(found["drivers/a.h"], ([], []))
         self.assertEqual(found["drivers/b.c"],
-                         (0, [Line("drivers/b.c", 0, "", "*")]))
+                         ([], [Line("drivers/b.c", 0, "", "*")]))
 
     def test_other_way(self):
         code, missed = self.run_program("one")["drivers/a.c"]
-        self.assertGreater(code, 4)
+        self.assertGreater(len(code), 4)
         # it does not get to old()
         self.assertEqual([line.text for line in missed],
                          ["if (n > 100)", "return -1;"])
@@ -111,13 +111,13 @@ class LinesTest(unittest.TestCase):
         return read_reasons(path)
 
     def test_reasons(self):
-        lines = self.run_program()["drivers/a.c"][1]
+        code, missed = self.run_program()["drivers/a.c"]
         reasons = self.reasons("# a comment\nNobody calls\nit.\n"
                                "\tdrivers/a.c: never: *\n\n"
                                "Too large.\n"
                                "\tdrivers/a.c: old: return -1;\n"
                                "\tdrivers/a.c: old: return -2;\n")
-        why, without, unused = explain(lines, reasons)
+        why, without, unused = explain(missed, reasons, code)
         self.assertEqual({reason: len(found) for reason, found in why.items()},
                          {"Nobody calls it.": 2, "Too large.": 1})
         self.assertEqual([line.text for line in without], ["return never(argc);"])
@@ -125,8 +125,20 @@ class LinesTest(unittest.TestCase):
 
     def test_reason_of_a_file(self):
         why, without, unused = explain([Line("drivers/b.c", 0, "", "*")],
-                                       self.reasons("Why.\n\tdrivers/b.c: *\n"))
+                                       self.reasons("Why.\n\tdrivers/b.c: *\n"), [])
         self.assertEqual((list(why), without, unused), (["Why."], [], []))
+
+    def test_luck(self):
+        reasons = self.reasons("Luck.\n\t? drivers/a.c: old: return -1;\n"
+                               "\t? drivers/a.c: main: if (argc > 1)\n"
+                               "\t? drivers/a.c: old: return -2;\n"
+                               "\tdrivers/a.c: old: if (n > 100)\n")
+        code, missed = self.run_program()["drivers/a.c"]
+        why, without, unused = explain(missed, reasons, code)
+        self.assertEqual([line.text for line in why["Luck."]], ["return -1;"])
+        self.assertNotIn("return -1;", [line.text for line in without])
+        # reached by luck, which is none of the others, and gone
+        self.assertEqual([text for *_, text in unused], ["return -2;", "if (n > 100)"])
 
     def test_bad_reasons(self):
         for text in ("\ta.c: f: x\n", "Why.\n\ta.c\n", "Why.\n\ta.c: f\n",
