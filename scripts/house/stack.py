@@ -8,6 +8,11 @@ paths and are named behind the patch's '---' line:
 
     Whole-file: drivers/vfio/pci/vfio_pci_mmap.c
 
+One that another base needs in another form names there, by its hash, the patch that
+it was made from:
+
+    Made-from: 0123456789abcdef
+
 As commits: the whole mails, put together again, go through one git am.
 """
 
@@ -30,6 +35,7 @@ FORMAT = ["format-patch", "--stdout", "--zero-commit", "--no-stat",
           "--no-thread", "--no-cover-letter", "--no-base", "--no-attach",
           "--no-numbered", "--src-prefix=a/", "--dst-prefix=b/", "-U3"]
 WHOLE = "Whole-file: "
+MADE_FROM = "Made-from: "
 
 
 @dataclasses.dataclass
@@ -140,6 +146,7 @@ class Patch:
     head: str       # mail header and message, up to the '---' line
     whole: list     # paths of the files that the commit adds whole
     diff: str       # the hunks
+    made_from: str = ""     # for another base: the fingerprint() of the pinned one's
 
     def text(self):
         names = "".join(f"{WHOLE}{path}\n" for path in self.whole)
@@ -168,8 +175,11 @@ def read_patch(stack, name):
     file = stack.file(name)
     text = _decode(file.read_bytes(), file)
     head, notes, diff = split_mail(text, file)
-    whole = []
+    whole, made_from = [], ""
     for line in filter(None, notes.splitlines()):
+        if line.startswith(MADE_FROM) and file.parent == stack.older:
+            made_from = line[len(MADE_FROM):]
+            continue
         if not line.startswith(WHOLE):
             raise Failure(f"{file}: '{line}' stands behind the "
                           f"'---' line; only '{WHOLE}path' may")
@@ -179,7 +189,27 @@ def read_patch(stack, name):
             raise Failure(f"{file}: '{path}' is no place for a "
                           "whole file")
         whole.append(path)
-    return Patch(head, whole, diff)
+    return Patch(head, whole, diff, made_from)
+
+
+def fingerprint(patch):
+    """A hash of what a patch says and does, not of where its hunks stand."""
+    diff = re.sub(r"^(?:index|@@) .*\n", "", patch.diff, flags=re.M)
+    return digest(patch.head, *patch.whole, diff)[:16]
+
+
+def drifted(stack):
+    """What has changed since the patches for another base were made, in words."""
+    for file in sorted(stack.older.glob("*.patch")):
+        plain = read_patch(dataclasses.replace(stack, older=None), file.name)
+        other, wanted = read_patch(stack, file.name), fingerprint(plain)
+        if other.made_from != wanted:
+            yield (f"{file}: was made from another form of "
+                   f"{stack.patches / file.name}:\n  see by git log -p what has changed "
+                   f"there, do the same here, then have\n  {MADE_FROM}{wanted}\n"
+                   "  behind its '---' line")
+        if other.head.partition("\n\n")[0] != plain.head.partition("\n\n")[0]:
+            yield f"{file}: has another author, date or subject than the pinned base's"
 
 
 def sections(diff):

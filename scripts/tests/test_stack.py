@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house.base import REF, base_repo                          # noqa: E402
 from house.common import Failure, git                          # noqa: E402
-from house.stack import (BASE_REF, Stack, compose, export,      # noqa: E402
-                         format_series, load, stack_id, working_commit)
+from house.stack import (BASE_REF, Stack, compose, drifted, export,  # noqa: E402
+                         fingerprint, format_series, load, read_patch, stack_id,
+                         working_commit)
 
 WHEN = "2026-11-20T12:00:{:02d}+0000"
 
@@ -350,6 +351,37 @@ class StackTest(unittest.TestCase):
         (patches / "7.2/without").write_text("tow.patch\n")
         with self.assertRaisesRegex(Failure, "leaves out what .*\n  tow.patch"):
             load(other)
+
+    def test_patches_for_another_base_keep_in_step(self):
+        self.change("one", {"drivers/core.c": lambda t: t.replace("line 3\n", "3\n")})
+        export(self.stack, self.tree)
+        file = self.stack.patches / "one.patch"
+        plain, twin = file.read_text(), self.stack.patches / "7.2/one.patch"
+        made = f"---\nMade-from: {fingerprint(read_patch(self.stack, file.name))}\n"
+        twin.parent.mkdir()
+        twin.write_text(plain.replace(" line 5\n", " five\n"))
+        other, = self.stack.others()
+        advice, = drifted(other)
+        self.assertIn(made.removeprefix("---\n"), advice.replace("  ", ""))
+        twin.write_text(twin.read_text().replace("---\n", made, 1))
+        self.assertEqual(list(drifted(other)), [])
+
+        # it has moved, as patches in front of it have changed
+        file.write_text(plain.replace("@@ -1,7", "@@ -2,7").replace("index ", "index 1"))
+        self.assertNotEqual(file.read_text(), plain)
+        self.assertEqual(list(drifted(other)), [])
+        for old, new in (("+3\n", "+three\n"), ("A reason", "Reasons"),
+                         ("line 6\n", "line six\n")):
+            file.write_text(plain.replace(old, new))
+            with self.subTest(old):
+                self.assertRegex(*drifted(other), "was made from another form")
+        file.write_text(plain)
+        twin.write_text(twin.read_text().replace("Subject: ", "Subject: t"))
+        self.assertRegex(*drifted(other), "another author, date or subject")
+        # what is not for another base was made from nothing, and export would drop it
+        file.write_text(plain.replace("---\n", made, 1))
+        with self.assertRaisesRegex(Failure, "only 'Whole-file"):
+            load(self.stack)
 
     def test_directory_as_base(self):
         files = [".gitignore", "Kbuild", "MAINTAINERS", "tools/.gitignore"]
