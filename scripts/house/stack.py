@@ -25,7 +25,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .common import IDENTITY, ROOT, Failure, digest, git
+from .common import IDENTITY, ROOT, Failure, digest, git, pins
 
 BASE_REF = "refs/stack/base"
 COMPOSED_REF = "refs/stack/composed"
@@ -73,10 +73,8 @@ class Stack:
 
     def on(self, repository, base):
         """The stack in the form that BASE, a commit of REPOSITORY, needs."""
-        text = git("show", f"{base}:Makefile", cwd=repository, check=False)
-        version = re.search(rb"^VERSION = (\d+)\nPATCHLEVEL = (\d+)$", text.stdout,
-                            re.M)
-        older = version and self.patches / b".".join(version.groups()).decode()
+        version = kernel_version(repository, base)
+        older = version and self.patches / version
         if not older or not older.is_dir():
             return self
         return dataclasses.replace(self, older=older)
@@ -90,6 +88,13 @@ class Stack:
                       if (f.is_file() or f.is_symlink()) and not
                       f.name.endswith((".new", "~", ".swp", ".orig", ".rej"))}
         return found
+
+
+def kernel_version(repository, commit):
+    """Such as 7.3, or None where that is no kernel."""
+    text = git("show", f"{commit}:Makefile", cwd=repository, check=False).stdout
+    found = re.search(rb"^VERSION = (\d+)\nPATCHLEVEL = (\d+)$", text, re.M)
+    return found and b".".join(found.groups()).decode()
 
 
 def stacks(root=ROOT):
@@ -205,9 +210,9 @@ def drifted(stack):
         other, wanted = read_patch(stack, file.name), fingerprint(plain)
         if other.made_from != wanted:
             yield (f"{file}: was made from another form of "
-                   f"{stack.patches / file.name}:\n  see by git log -p what has changed "
-                   f"there, do the same here, then have\n  {MADE_FROM}{wanted}\n"
-                   "  behind its '---' line")
+                   f"{stack.patches / file.name}:\n"
+                   "  see by git log -p what has changed there, do the same here, then "
+                   f"have\n  {MADE_FROM}{wanted}\n  behind its '---' line")
         if other.head.partition("\n\n")[0] != plain.head.partition("\n\n")[0]:
             yield f"{file}: has another author, date or subject than the pinned base's"
 
@@ -328,7 +333,7 @@ def compose(stack, base_repository, base, tree, mails, checkout=True):
     _prepare_tree(base_repository, base, tree,
                   None if checkout else _touched(patches))
     if files:
-        _apply(tree, files, entries)
+        _apply(stack, tree, files, entries)
     top = git("rev-parse", "HEAD", cwd=tree)
     git("update-ref", COMPOSED_REF, top, cwd=tree)
     return top
@@ -385,7 +390,7 @@ def drop_index_lock(tree):
     (tree / ".git/index.lock").unlink(missing_ok=True)
 
 
-def _apply(tree, files, entries):
+def _apply(stack, tree, files, entries):
     env = {"GIT_COMMITTER_NAME": IDENTITY[0],
            "GIT_COMMITTER_EMAIL": IDENTITY[1]}
     done = git("am", "-q", "--keep-non-patch", "--keep-cr", "--no-scissors",
@@ -396,10 +401,21 @@ def _apply(tree, files, entries):
     text = (done.stdout + done.stderr).decode(errors="replace")
     count = git("rev-list", "--count", f"{BASE_REF}..HEAD", cwd=tree)
     name = entries[int(count)].name
-    raise Failure(_conflict(tree, name, text))
+    raise Failure(_conflict(tree, name, text, _foreign(stack, tree)))
 
 
-def _conflict(tree, name, text):
+def _foreign(stack, tree):
+    """That the base is of a version which nobody has made a form for, if it is."""
+    version = kernel_version(tree, BASE_REF)
+    known = [pins()[f"{stack.name}_version"].partition("-")[0],
+             *(other.older.name for other in stack.others())]
+    if not version or any(f"{name}.".startswith(f"{version}.") for name in known):
+        return ""
+    return (f"The base is Linux {version}; there are patches for {', '.join(known)}, "
+            "see patches/other-bases.md\n")
+
+
+def _conflict(tree, name, text, foreign):
     """Say which hunk of which file did not apply, and how to mend it."""
     where = []
     for file, line in re.findall(r"^error: patch failed: (.+):(\d+)$", text,
@@ -409,7 +425,7 @@ def _conflict(tree, name, text):
         if not problem.endswith("patch does not apply"):
             where.append(f"  {problem}")
     places = "\n".join(where) or text.strip()
-    return (f"the patch {name} does not apply:\n{places}\n"
+    return (f"the patch {name} does not apply:\n{places}\n{foreign}"
             f"git am waits in {tree}. Mend it there and go on:\n"
             "  git apply --reject .git/rebase-apply/patch   # see the *.rej\n"
             "  git add -A; git am --continue\n"

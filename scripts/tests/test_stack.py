@@ -345,12 +345,33 @@ class StackTest(unittest.TestCase):
         self.assertNotIn("two", (tree / "drivers/Makefile").read_text())
         with self.assertRaisesRegex(Failure, "7.2 is for"):
             export(other, tree)
-        with self.assertRaisesRegex(Failure, "three.patch does not apply"):
+        with self.assertRaisesRegex(Failure, "three.patch does not apply") as caught:
             compose(self.stack, self.base_repo, older, self.tree.with_name("no"),
                     self.mails)
+        self.assertNotIn("The base is", str(caught.exception))
         (patches / "7.2/without").write_text("tow.patch\n")
         with self.assertRaisesRegex(Failure, "leaves out what .*\n  tow.patch"):
             load(other)
+
+    def test_base_that_nothing_is_for(self):
+        self.change("one", {"drivers/core.c": lambda t: t.replace("line 3\n", "3\n")})
+        export(self.stack, self.tree)
+        (self.stack.patches / "7.2").mkdir()
+        file = self.base_repo / "drivers/core.c"
+        file.write_text(file.read_text().replace("line 4\n", "four\n"))
+        for version, said in (("6\nPATCHLEVEL = 12", True), ("7\nPATCHLEVEL = 2", False),
+                              ("7\nPATCHLEVEL = 3", False), ("none", False)):
+            (self.base_repo / "Makefile").write_text(f"VERSION = {version}\n")
+            git("add", "-A", "-f", cwd=self.base_repo)
+            self.commit(self.base_repo, version, 1)
+            base = git("rev-parse", "HEAD", cwd=self.base_repo)
+            with self.assertRaises(Failure) as caught, \
+                    mock.patch("house.stack.pins", lambda: {"linux_version": "7.3.4-1"}):
+                compose(self.stack.on(self.base_repo, base), self.base_repo, base,
+                        self.tree.with_name("no"), self.mails)
+            self.assertEqual("there are patches for 7.3.4, 7.2," in
+                             str(caught.exception), said, version)
+            git("am", "--abort", cwd=self.tree.with_name("no"))
 
     def test_patches_for_another_base_keep_in_step(self):
         self.change("one", {"drivers/core.c": lambda t: t.replace("line 3\n", "3\n")})
