@@ -253,6 +253,11 @@ def fragments(flavour):
     return [ROOT / "configs" / f"{name}.config" for name in FLAVOURS[flavour][1]]
 
 
+def asked(fragment):
+    """What scripts/kconfig reads of a fragment: comments on it build nothing anew."""
+    return "\n".join(re.findall(r"^(?:# )?CONFIG_.*", fragment.read_text(), re.M))
+
+
 def configure(tree, commit, flavour, objects, log, clang=False, more=()):
     """Have the .config of a flavour in OBJECTS; TREE has COMMIT checked out.
 
@@ -265,12 +270,12 @@ def configure(tree, commit, flavour, objects, log, clang=False, more=()):
     arch, _ = FLAVOURS[flavour]
     kbuild_arch, cross, _ = ARCHES[arch]
     configs = [*fragments(flavour), *more]
-    asked = git("ls-tree", "-r", commit, cwd=tree).splitlines()
-    asked = [line for line in asked if re.search(
+    depends = git("ls-tree", "-r", commit, cwd=tree).splitlines()
+    depends = [line for line in depends if re.search(
         r"\t(scripts/|Makefile|arch/\w+/Makefile|.*Kconfig|.*\.config$)", line)]
     cc = "clang-19" if clang else f"{cross}gcc"
-    key = digest(*asked, arch, version(cc), ROOT / "scripts/kconfig",
-                 *configs)[:24]
+    key = digest(*depends, arch, version(cc), ROOT / "scripts/kconfig",
+                 *map(asked, configs))[:24]
     with cached("configs", key) as (place, new):
         if new is not None:
             run_logged([ROOT / "scripts" / "kconfig", tree, new, *configs], log,
@@ -288,7 +293,7 @@ def kernel_key(tree, commit, flavour):
     arch, _ = FLAVOURS[flavour]
     cross = ARCHES[arch][1]
     return digest("with version", kernel_hash(tree, commit), arch, compiler(cross),
-                  *fragments(flavour),
+                  *map(asked, fragments(flavour)),
                   *profile(tree, commit, flavour),
                   ROOT / "scripts" / "kconfig")[:24]
 

@@ -13,7 +13,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house import builds                                        # noqa: E402
-from house.builds import Warned, no_warnings, program_name      # noqa: E402
+from house.builds import Warned, asked, no_warnings, program_name  # noqa: E402
 
 
 class Warnings(unittest.TestCase):
@@ -55,6 +55,19 @@ class Kernels(unittest.TestCase):
                 mock.patch.object(builds, "kernel_objects", self.objects), \
                 mock.patch.dict(os.environ, VFIO_DMABUF_CACHE=f"{self.where}/cache"):
             return (builds.kernel("tree", "top", "x86_64", self.log) / "log").read_text()
+
+    def test_comments_are_not_digested(self):
+        fragment, texts = self.where / "fragment", []
+        for text in ("CONFIG_A=y\n# CONFIG_B is not set\n# CONFIG_C comes with it\n",
+                     "# Why,\n\nCONFIG_A=y\n# and CONFIG_A\n# CONFIG_B is not set\n"
+                     "# CONFIG_C comes with it\n",
+                     "CONFIG_A=n\n# CONFIG_B is not set\n# CONFIG_C comes with it\n",
+                     "CONFIG_A=y\n# CONFIG_C comes with it\n",
+                     "CONFIG_A=y\n# CONFIG_B is not set\n"):
+            fragment.write_text(text)
+            texts.append(asked(fragment))
+        self.assertEqual(texts[0], texts[1])
+        self.assertEqual(len(set(texts)), 4)
 
     def test_log(self):
         self.assertEqual(self.kernel("no log before"), "of the kernel\n")
