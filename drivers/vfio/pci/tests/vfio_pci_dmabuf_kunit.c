@@ -304,11 +304,8 @@ static struct dma_buf_attachment *stay_attached(struct kunit *test,
 	return stay_attached_by(test, priv, &importer_ops);
 }
 
-/*
- * From here on the importer is the device itself.  There is nothing between the
- * two, so that DMA goes by bus addresses and needs no IOMMU.
- */
-static void import_by_device(struct kunit *test)
+/* From here on there is peer-to-peer DMA with the device */
+static void enable_p2pdma(struct kunit *test)
 {
 	struct dmabuf_test *ctx = test->priv;
 	struct pci_dev *pdev = ctx->vdev->pdev;
@@ -323,8 +320,18 @@ static void import_by_device(struct kunit *test)
 	pdev->dev.bus = &pci_bus_type;
 	pdev->non_mappable_bars = false;
 	KUNIT_ASSERT_EQ(test, 0, pcim_p2pdma_init(pdev));
+}
 
-	ctx->importer = &pdev->dev;
+/*
+ * And the importer is the device itself.  There is nothing between the two, so
+ * that DMA goes by bus addresses and needs no IOMMU.
+ */
+static void import_by_device(struct kunit *test)
+{
+	struct dmabuf_test *ctx = test->priv;
+
+	enable_p2pdma(test);
+	ctx->importer = &ctx->vdev->pdev->dev;
 }
 
 static struct sg_table *map(struct kunit *test,
@@ -727,9 +734,7 @@ static void vfio_pci_map_fails(struct kunit *test)
 	struct vfio_pci_dma_buf *priv = create_importable(test);
 	struct dma_buf_attachment *attachment;
 
-	if (!IS_ENABLED(CONFIG_PCI_P2PDMA))
-		kunit_skip(test, "no peer-to-peer DMA");
-
+	enable_p2pdma(test);
 	attachment = stay_attached(test, priv);
 	/* The importer is no PCI device */
 	KUNIT_EXPECT_EQ(test, -EINVAL, try_map(attachment));
@@ -802,7 +807,9 @@ static void expect_wait(struct kunit *test,
 	KUNIT_EXPECT_FALSE(test, READ_ONCE(ctx->was_rescued));
 
 	/* If it has not been waited for, unmap now */
-	flush_delayed_work(&ctx->let_go);
+	if (!READ_ONCE(ctx->has_let_go))
+		flush_delayed_work(&ctx->let_go);
+	KUNIT_EXPECT_EQ(test, priv->nr_maps, 0);
 	cancel_delayed_work_sync(&ctx->let_go);
 }
 

@@ -374,6 +374,7 @@ TEST_F(vfio_pci_bar_map_test, bad_spans)
 	struct vfio_region_info *info = &s->bar->info;
 	int fd = s->device->fd;
 	void *vaddr;
+	u64 end;
 	int i;
 
 	ASSERT_EQ(-EINVAL, __dmabuf_map(fd, info->offset + info->size, s->page_size,
@@ -386,9 +387,10 @@ TEST_F(vfio_pci_bar_map_test, bad_spans)
 	ASSERT_EQ(-EINVAL, __dmabuf_map(fd, info->offset, 0, PROT_READ, &vaddr));
 	ASSERT_EQ(-EINVAL, __dmabuf_map(fd, info->offset + s->page_size / 2, s->page_size,
 					PROT_READ, &vaddr));
-	/* On 32 bits it is the libc that knows no such offset. */
-	ASSERT_EQ(sizeof(long) < 8 ? -EINVAL : -EOVERFLOW,
-		  __dmabuf_map(fd, -(u64)s->page_size, 2 * s->page_size, PROT_READ, &vaddr));
+	/* The last page that there is an offset for, and one more. */
+	end = sizeof(long) < 8 ? 1ULL << (32 + 12) : 0;
+	ASSERT_EQ(-EOVERFLOW, __dmabuf_map(fd, end - s->page_size, 2 * s->page_size,
+					   PROT_READ, &vaddr));
 
 	vaddr = mmap(NULL, s->page_size, PROT_READ, MAP_PRIVATE, fd, info->offset);
 	ASSERT_EQ(MAP_FAILED, vaddr);
@@ -438,7 +440,7 @@ TEST_F(vfio_pci_bar_map_small, page)
 {
 	struct setup *s = &self->s;
 	struct vfio_region_info *info = &s->bar->info;
-	u32 value, mapped;
+	u32 value, again, mapped;
 	void *vaddr;
 
 	ASSERT_EQ(-EINVAL, __dmabuf_map(s->device->fd, info->offset, 2 * s->page_size,
@@ -446,8 +448,12 @@ TEST_F(vfio_pci_bar_map_small, page)
 	ASSERT_EQ(-EINVAL, __dmabuf_map(s->device->fd, info->offset + s->page_size,
 					s->page_size, PROT_READ, &vaddr));
 
-	vaddr = dmabuf_map(s->device->fd, info->offset, s->page_size);
 	ASSERT_EQ(sizeof(value), pread(s->device->fd, &value, sizeof(value), info->offset));
+	ASSERT_EQ(sizeof(again), pread(s->device->fd, &again, sizeof(again), info->offset));
+	if (again != value)
+		SKIP(return, "The first register of the BAR does not stand still");
+
+	vaddr = dmabuf_map(s->device->fd, info->offset, s->page_size);
 	EXPECT_EQ(value, mmio_read32(vaddr));
 	EXPECT_EQ(value, mmio_read32(s->bar->vaddr));
 
@@ -1421,7 +1427,10 @@ TEST_F(vfio_pci_bar_map_test, low_power_wakeup)
 	ASSERT_EQ(0, close(wakeup));
 }
 
-/* A path to the file of a map, by which it is not open but is kept from going. */
+/*
+ * A path to the file of a map, by which it is not open but is kept from going.
+ * Return -1 if that is for the administrator alone.
+ */
 static int vma_pin(const void *vaddr)
 {
 	struct vma_info info;
@@ -1431,7 +1440,7 @@ static int vma_pin(const void *vaddr)
 	vma_info_get(vaddr, &info);
 	snprintf_assert(path, sizeof(path), "/proc/self/map_files/%lx-%lx", info.start, info.end);
 	fd = open(path, O_PATH | O_CLOEXEC);
-	VFIO_ASSERT_GE(fd, 0, "%s\n", path);
+	VFIO_ASSERT_TRUE(fd >= 0 || errno == EPERM || errno == EACCES, "%s\n", path);
 	return fd;
 }
 
@@ -1471,7 +1480,8 @@ TEST_F(vfio_pci_bar_map_test, fd_closed)
 	}
 
 	ASSERT_EQ(0, __vfio_device_bind_iommufd(s->device->fd, s->iommu->iommufd, NULL));
-	ASSERT_EQ(0, close(pin));
+	if (pin >= 0)
+		ASSERT_EQ(0, close(pin));
 }
 
 TEST_F(vfio_pci_bar_map_one_mode, huge_pages)

@@ -1524,6 +1524,8 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_soft_dirty)
 	void *vaddr;
 	int fd;
 
+	if (!s->is_ram)
+		SKIP(return, "No BAR with RAM, which may be written to");
 	if (s->size < SZ_1G)
 		SKIP(return, "BAR too small for 1 GiB pages (size=0x%lx)", s->size);
 	if (__page_mapping_count(s->bar, SZ_1G, SZ_1G) < 0)
@@ -1645,6 +1647,8 @@ TEST_F(vfio_pci_dmabuf_map, gigantic_pages_move_zapped)
 	int fd, r, round;
 	u64 end;
 
+	if (!s->is_ram)
+		SKIP(return, "No BAR with RAM, which may be written to");
 	if (s->size < SZ_1G)
 		SKIP(return, "BAR too small for 1 GiB pages (size=0x%lx)", s->size);
 	if (!has_huge_pages(SZ_1G))
@@ -3502,6 +3506,10 @@ TEST_F(vfio_pci_dmabuf_observe, fdinfo_ranges)
 	struct setup *s = &self->s;
 	int fd, l, c;
 
+	/* For the fewest of them. */
+	if (s->size / s->page_size < 2 * counts[0] + 4)
+		SKIP(return, "BAR too small");
+
 	fd = export_range(s, 0, s->page_size);
 	if (!fdinfo_get(fd, "vfio-pci-ranges", value, sizeof(value)))
 		SKIP(return, "The kernel does not show it");
@@ -3656,6 +3664,8 @@ TEST_F(vfio_pci_dmabuf_observe, trace_fields)
 	void *vaddr;
 	int fd;
 
+	if (s->size < 3 * s->page_size)
+		SKIP(return, "BAR too small");
 	if (access("/sys/kernel/tracing/events/vfio_pci", F_OK) || mkdir(self->trace, 0700))
 		SKIP(return, "There are no tracepoints of vfio_pci");
 

@@ -632,7 +632,7 @@ static void hold_signalled(struct __test_metadata *_metadata, struct setup *s,
 
 	hold(_metadata, s, op, &held);
 	EXPECT_EQ(0, finish(start(s, be_a_bystander)));
-	EXPECT_EQ(0, finish(start(s, unmap_below_faults)));
+	EXPECT_TRUE(!finish(start(s, unmap_below_faults)) || is_late(held.start_ms));
 	EXPECT_TRUE(is_waiting(held.pid, held.start_ms));
 	EXPECT_TRUE(is_waiting(held.reader, held.start_ms));
 

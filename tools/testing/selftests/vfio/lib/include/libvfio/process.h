@@ -69,7 +69,7 @@ int process_exit_status(pid_t pid);
 int __process_wait(pid_t pid, int *status, int timeout_ms);
 
 /**
- * process_blocks() - Wait until a child sleeps where only a kill can wake it.
+ * process_blocks() - Wait until a child or thread sleeps where only a kill can wake it.
  *
  * Return: True if it does, false if it has ended instead. It is a failure that it
  * does neither.
