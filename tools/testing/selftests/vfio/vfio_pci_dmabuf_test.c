@@ -2015,17 +2015,30 @@ TEST_F(vfio_pci_dmabuf_life, device_closed)
 	ASSERT_EQ(0, close(unmapped));
 }
 
-/* What else can be done with a dead buffer of four pages, and a map of it, does no harm. */
-static void check_harmless(struct __test_metadata *_metadata, struct setup *s, int fd,
-			   void *vaddr)
+static int close_device(struct vfio_pci_device *device, int dmabuf_fd)
+{
+	vfio_pci_device_close(device);
+	return 0;
+}
+
+/* What else can be done with a buffer that is dead by @end, and a map of it, does no harm. */
+static void check_harmless(struct __test_metadata *_metadata, struct setup *s,
+			   int (*end)(struct vfio_pci_device *device, int dmabuf_fd))
 {
 	struct dma_buf_sync sync = { .flags = DMA_BUF_SYNC_START | DMA_BUF_SYNC_RW };
 	struct dma_buf_export_sync_file sync_file = { .flags = DMA_BUF_SYNC_RW };
+	u64 size = 4 * s->page_size;
 	struct pollfd poll_fd;
-	void *moved;
+	void *vaddr, *moved;
 	pid_t pid;
+	int fd;
 
-	EXPECT_EQ(4 * s->page_size, lseek(fd, 0, SEEK_END));
+	fd = export_range(s, 0, size);
+	vaddr = dmabuf_map(fd, 0, size);
+	ASSERT_EQ(0, access_result(vaddr));
+	ASSERT_EQ(0, end(s->device, fd));
+
+	EXPECT_EQ(size, lseek(fd, 0, SEEK_END));
 	EXPECT_EQ(0, ioctl(fd, DMA_BUF_SET_NAME, "dead"));
 	EXPECT_EQ(0, ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync));
 	if (!ioctl(fd, DMA_BUF_IOCTL_EXPORT_SYNC_FILE, &sync_file))
@@ -2050,25 +2063,17 @@ static void check_harmless(struct __test_metadata *_metadata, struct setup *s, i
 
 	dmabuf_unmap(vaddr, 2 * s->page_size);
 	dmabuf_unmap(moved, s->page_size);
+	ASSERT_EQ(0, close(fd));
 }
 
 TEST_F(vfio_pci_dmabuf_life, harmless_afterwards)
 {
 	struct setup *s = &self->s;
-	u64 size = 4 * s->page_size;
-	void *vaddr;
-	int fd;
 
-	if (s->size < size)
+	if (s->size < 4 * s->page_size)
 		SKIP(return, "BAR too small");
 
-	fd = export_range(s, 0, size);
-	vaddr = dmabuf_map(fd, 0, size);
-	ASSERT_EQ(0, access_result(vaddr));
-
-	vfio_pci_device_close(s->device);
-	check_harmless(_metadata, s, fd, vaddr);
-	ASSERT_EQ(0, close(fd));
+	check_harmless(_metadata, s, close_device);
 	vfio_pci_device_reopen(s->device);
 }
 
@@ -2420,20 +2425,11 @@ TEST_F(vfio_pci_dmabuf_revoke, secret)
 TEST_F(vfio_pci_dmabuf_revoke, harmless_afterwards)
 {
 	struct setup *s = &self->s;
-	u64 size = 4 * s->page_size;
-	void *vaddr;
-	int fd;
 
-	if (s->size < size)
+	if (s->size < 4 * s->page_size)
 		SKIP(return, "BAR too small");
 
-	fd = export_range(s, 0, size);
-	vaddr = dmabuf_map(fd, 0, size);
-	ASSERT_EQ(0, access_result(vaddr));
-
-	ASSERT_EQ(0, variant->revoke(s->device, fd));
-	check_harmless(_metadata, s, fd, vaddr);
-	ASSERT_EQ(0, close(fd));
+	check_harmless(_metadata, s, variant->revoke);
 }
 
 TEST_F(vfio_pci_dmabuf_revoke, bad_fd)
