@@ -367,7 +367,8 @@ def _prepare_tree(base_repository, base, tree, sparse):
         git("config", "core.sparseCheckout", "true", cwd=tree)
         file = tree / ".git/info/sparse-checkout"
         file.parent.mkdir(exist_ok=True)
-        file.write_text("".join(f"/{path}\n" for path in sparse or ["/none"]))
+        # by the attributes git knows what function a hunk is in
+        file.write_text("".join(f"/{path}\n" for path in (".gitattributes", *sparse)))
     git("checkout", "-q", "--force", "-B", "stack", base, cwd=tree)
 
 
