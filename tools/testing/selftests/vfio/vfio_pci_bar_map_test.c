@@ -944,10 +944,12 @@ TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
 	struct setup *s = &self->s;
 	struct iovec remote, local;
 	char path[32];
+	off_t offset;
 	u32 value;
 	pid_t pid;
 	int fd;
 
+	offset = (uintptr_t)s->bar->vaddr;
 	local = (struct iovec) { .iov_base = &value, .iov_len = sizeof(value) };
 	remote = (struct iovec) { .iov_base = s->bar->vaddr, .iov_len = sizeof(value) };
 
@@ -965,9 +967,9 @@ TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
 	snprintf_assert(path, sizeof(path), "/proc/%d/mem", pid);
 	fd = open(path, O_RDWR);
 	ASSERT_GE(fd, 0);
-	EXPECT_EQ(-1, pread(fd, &value, sizeof(value), (off_t)s->bar->vaddr));
+	EXPECT_EQ(-1, pread(fd, &value, sizeof(value), offset));
 	EXPECT_EQ(EIO, errno);
-	EXPECT_EQ(-1, pwrite(fd, &value, sizeof(value), (off_t)s->bar->vaddr));
+	EXPECT_EQ(-1, pwrite(fd, &value, sizeof(value), offset));
 	EXPECT_EQ(EIO, errno);
 	ASSERT_EQ(0, close(fd));
 
