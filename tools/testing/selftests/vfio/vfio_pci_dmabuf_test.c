@@ -432,15 +432,18 @@ TEST_F(vfio_pci_dmabuf_export, bad_arguments)
 	EXPECT_EQ(EINVAL, errno);
 }
 
+/* Who has no fd for it gets no buffer either. */
 TEST_F(vfio_pci_dmabuf_export, fd_table_full)
 {
 	struct rlimit old, full;
 	struct setup *s = &self->s;
 	struct vfio_region_dma_range range = { .length = s->page_size };
+	long nr_dmabufs;
 	int fd;
 
 	fd = export_range(s, 0, s->page_size);
 	ASSERT_EQ(0, close(fd));
+	nr_dmabufs = dmabuf_count();
 
 	/* The next fd would be the one that was just closed. */
 	ASSERT_EQ(0, getrlimit(RLIMIT_NOFILE, &old));
@@ -449,6 +452,7 @@ TEST_F(vfio_pci_dmabuf_export, fd_table_full)
 	ASSERT_EQ(0, setrlimit(RLIMIT_NOFILE, &full));
 	EXPECT_EQ(-EMFILE, __vfio_pci_dmabuf_export(s->device, s->index, O_RDWR, &range, 1));
 	ASSERT_EQ(0, setrlimit(RLIMIT_NOFILE, &old));
+	EXPECT_EQ(nr_dmabufs, dmabuf_count());
 
 	fd = export_range(s, 0, s->page_size);
 	ASSERT_EQ(0, close(fd));

@@ -568,7 +568,9 @@ static bool hold_killed(struct __test_metadata *_metadata, struct setup *s,
 	}
 
 	ASSERT_EQ(0, r);
-	EXPECT_EQ(0, finish(held.reader));
+	ASSERT_EQ(0, finish(held.reader)) {
+		TH_LOG("An access goes on to wait, as the next one would");
+	}
 	EXPECT_EQ(resets, reset_count(s));
 	EXPECT_FALSE(op->done && op->done(s));
 	ASSERT_TRUE(works_again(s));
