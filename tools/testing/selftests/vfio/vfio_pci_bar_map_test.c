@@ -1255,8 +1255,11 @@ static u64 harmless_size(struct setup *s, struct vfio_pci_bar *bar)
 	return s->page_size;
 }
 
-/* An access that meets a reset waits for it, and then works. */
-TEST_F(vfio_pci_bar_map_one_mode, access_during_reset)
+/*
+ * An access that meets a reset waits for it, and then works. An emulator that flushes
+ * the TLBs of busy CPUs page by page takes seconds for each reset.
+ */
+TEST_F_TIMEOUT(vfio_pci_bar_map_one_mode, access_during_reset, 120)
 {
 	struct setup *s = &self->s;
 	struct mmio_reader readers[PCI_STD_NUM_BARS];
