@@ -294,12 +294,20 @@ def kernel_key(tree, commit, flavour):
     cross = ARCHES[arch][1]
     return digest("with version", kernel_hash(tree, commit), arch, compiler(cross),
                   *map(asked, fragments(flavour)),
-                  *profile(tree, commit, flavour),
+                  *instrument(tree, commit, flavour),
                   ROOT / "scripts" / "kconfig")[:24]
 
 
-def profile(tree, commit, flavour):
-    """Variables of kbuild that have gcov count what the stack touches."""
+def instrument(tree, commit, flavour):
+    """Variables of kbuild: what gcov counts and KCSAN watches."""
+    if flavour == "kcsan":
+        # Not the whole kernel, which it makes too slow to look often. That a lock
+        # orders what is done under it has to be known.
+        return [f"{name}=$(if $(filter {where},$(obj)),{there},{elsewhere})"
+                for name, where, there, elsewhere in (
+                    ("KCSAN_SANITIZE", "drivers/vfio/pci", "", "n"),
+                    ("KCSAN_INSTRUMENT_BARRIERS", "kernel/locking kernel/sched",
+                     "y", ""))]
     if flavour != "gcov":
         return []
     # kbuild knows them by their stems alone, as main or memory, which the code
@@ -324,7 +332,7 @@ def kernel_objects(tree, commit, flavour, log):
         configure(tree, commit, flavour, objects, log)
         run_logged(["make", "-C", tree, f"O={objects}", jobs(),
                     f"CC=ccache {cross}gcc",
-                    *profile(tree, commit, flavour), Path(image).name], log,
+                    *instrument(tree, commit, flavour), Path(image).name], log,
                    env=env, progress=count_objects)
         yield objects, objects / image
 

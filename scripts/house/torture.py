@@ -46,7 +46,7 @@ RUNS = {
     "storm": Run("debug", True, False, 5, 25_000, COUNT),
     # the first two rounds of a race measure how long either takes
     "points": Run("faults", True, False, 4, 0, (*COUNT, "--append", "slab_debug=FZPU")),
-    "kcsan": Run("kcsan", False, True, 10, 2_500, ()),
+    "kcsan": Run("kcsan", False, True, 20, 5_000, ()),
     "races": Run("x86_64", False, False, 100, 250_000, ("--smp", "3")),
 }
 
@@ -102,7 +102,9 @@ def plan(name, tree, top, programs, points, functions):
     if RUNS[name].rounds:
         lines += amounts(name)
     if name == "kcsan":
-        lines = [("kcsan-on", 60, f"kcsan {' '.join(functions)}"), *lines,
+        # a stop of 0.2 ms after every 40th access
+        watch = ("skip_watch=40", "udelay_task=200", *functions)
+        lines = [("kcsan-on", 60, f"kcsan {' '.join(watch)}"), *lines,
                  ("kcsan-off", 60, "kcsan off")]
     return lines
 
