@@ -885,8 +885,56 @@ static void vfio_pci_status_memory_off(struct kunit *test)
 
 	hold(vdev);
 	vdev->pdev->current_state = PCI_D0;
+	vdev->pm_runtime_engaged = true;
+	unhold(vdev);
+	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_REVOKED);
+
+	hold(vdev);
+	vdev->pm_runtime_engaged = false;
 	unhold(vdev);
 	KUNIT_EXPECT_EQ(test, get_status(priv), VFIO_PCI_DMA_BUF_OK);
+}
+
+struct revocation {
+	struct work_struct work;
+	struct vfio_pci_dma_buf *priv;
+	int ret;
+};
+
+static void revoke_work(struct work_struct *work)
+{
+	struct revocation *r = container_of(work, struct revocation, work);
+
+	r->ret = vfio_pci_dma_buf_revoke(r->priv->vdev, r->priv);
+}
+
+/* Whoever has the reservation lock delays what follows, but not the end of CPU access */
+static void vfio_pci_revoke_cuts_off_first(struct kunit *test)
+{
+	struct revocation r = { .priv = create_bar_map(test), .ret = -EINPROGRESS };
+	struct vm_area_struct *vma;
+	unsigned long end;
+
+	KUNIT_ASSERT_EQ(test, 0, kunit_attach_mm());
+	vma = alloc_shared_vma(test);
+	r.priv->mappable = true;
+	KUNIT_EXPECT_EQ(test, 0, mmap_exported(r.priv, vma));
+
+	INIT_WORK_ONSTACK(&r.work, revoke_work);
+	dma_resv_lock(&r.priv->resv, NULL);
+	schedule_work(&r.work);
+	end = jiffies + RESCUE;
+	while (!READ_ONCE(r.priv->cut_off) && time_before(jiffies, end))
+		schedule_timeout_uninterruptible(1);
+	KUNIT_EXPECT_TRUE(test, READ_ONCE(r.priv->cut_off));
+	KUNIT_EXPECT_EQ(test, r.priv->status, VFIO_PCI_DMA_BUF_OK);
+	KUNIT_EXPECT_EQ(test, -ENODEV, mmap_exported(r.priv, vma));
+	dma_resv_unlock(&r.priv->resv);
+
+	flush_work(&r.work);
+	destroy_work_on_stack(&r.work);
+	KUNIT_EXPECT_EQ(test, r.ret, 0);
+	KUNIT_EXPECT_EQ(test, get_status(r.priv), VFIO_PCI_DMA_BUF_DEAD);
 }
 
 static void vfio_pci_revoke(struct kunit *test)
@@ -1103,6 +1151,7 @@ static struct kunit_case vfio_pci_dmabuf_cases[] = {
 	KUNIT_CASE(vfio_pci_status_of_new),
 	KUNIT_CASE(vfio_pci_status_holds),
 	KUNIT_CASE(vfio_pci_status_memory_off),
+	KUNIT_CASE(vfio_pci_revoke_cuts_off_first),
 	KUNIT_CASE(vfio_pci_revoke),
 	KUNIT_CASE(vfio_pci_revoke_revoked),
 	KUNIT_CASE_PARAM(vfio_pci_vma_find_pfn_table, vma_gen_params),
