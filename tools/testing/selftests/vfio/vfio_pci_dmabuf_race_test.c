@@ -5,8 +5,9 @@
  *
  * Each test is a pair of actions that are at work at once, in two threads, many times.
  * One of them begins first. The other one does so after a time that is not longer than
- * what the first one takes, and with real-time priority: on one CPU it interrupts the
- * first one wherever that has got to, on several ones both go on.
+ * what the first one takes when it is alone, and with real-time priority: on one CPU it
+ * interrupts the first one wherever that has got to, on several ones both go on. In two
+ * rounds at first they come one after the other, which tells how long each takes.
  *
  * $VFIO_SELFTESTS_ROUNDS says how often, $VFIO_SELFTESTS_SEED where the times begin.
  * The memory of the BAR is written to, such that a page tells whether it is the right
@@ -45,8 +46,9 @@
 #define NSEC_PER_SEC	1000000000ULL
 #define RW		(IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE)
 
-/* Of a test, each of which may take the time of a reset. */
+/* Of a test, each of which may take the time of a reset, and those without a meeting. */
 #define NR_ROUNDS	10
+#define NR_ALONE	2
 
 /* If none of them has had both at work at a time, it tries on for as long. */
 #define MAX_FACTOR	5
@@ -54,6 +56,9 @@
 /* What is lent, and how often one action of some does the same thing. */
 #define NR_PAGES	4
 #define NR_TIMES	3
+
+/* Reads of one page by who waits for its end: some milliseconds. */
+#define NR_READS	2000
 
 /* Both threads sleep until one of them begins. */
 #define HEAD_START_NS	300000
@@ -113,7 +118,7 @@ struct side {
 	u64 end_ns;
 	int result;
 
-	/* How long it takes if it begins first, and is not disturbed. */
+	/* How long it takes if it is alone. */
 	u64 span_ns;
 };
 
@@ -300,6 +305,19 @@ static int read_lent(struct race *r)
 static int read_mapped(struct race *r)
 {
 	return read_pages(r, r->vaddr);
+}
+
+/* Who has noticed the end of what he was lent cannot map it anew at that moment. */
+static int read_until_gone(struct race *r)
+{
+	void *vaddr;
+	int i, ret = 0;
+
+	for (i = 0; !ret && i < NR_READS; i++)
+		ret = read_page(r, r->vaddr, 0);
+	if (ret)
+		expect_errno(ENODEV, __dmabuf_map(r->fd, 0, r->size, PROT_READ, &vaddr));
+	return ret;
 }
 
 /* The same of a BAR, by whoever has the device. */
@@ -521,6 +539,16 @@ static int take_back(struct race *r)
 	return ret;
 }
 
+/* The map is somebody else's to look at, as it may be in pieces by now. */
+static int take_back_pieces(struct race *r)
+{
+	int ret = __vfio_pci_dmabuf_revoke(r->device, r->fd);
+
+	if (!ret)
+		bar_write(r, SECRET);
+	return ret;
+}
+
 static int memory_off(struct race *r)
 {
 	return __vfio_pci_memory_disable(r->device);
@@ -685,6 +713,12 @@ static void use_other(struct race *r)
 	unimport(r);
 }
 
+static void keep_import(struct race *r)
+{
+	VFIO_ASSERT_EQ(import(r), 0);
+	expect_import_alive(r);
+}
+
 static void revoked(struct race *r, int result)
 {
 	expect_dead(r, r->vaddr);
@@ -708,6 +742,8 @@ static void revoked_with_maps(struct race *r, int result)
 static void revoked_with_import(struct race *r, int result)
 {
 	revoked(r, result);
+	/* Nor what was imported after the one who took it back had looked. */
+	expect_import_dead(r, SECRET);
 	if (!result)
 		unimport(r);
 	expect_errno(ENODEV, import(r));
@@ -728,6 +764,30 @@ static void revoked_in_outage(struct race *r, int result)
 {
 	revoked(r, result);
 	expect_alive(r, r->bar);
+}
+
+/* What was imported before either has gone with the one or with the other. */
+static void revoked_and_imported(struct race *r, int result)
+{
+	expect_import_dead(r, TAG);
+	unimport(r);
+	expect_errno(ENODEV, import(r));
+	revoked_in_outage(r, result);
+}
+
+/* Whatever has become of the pieces, all of them are dead. */
+static void revoked_in_pieces(struct race *r, int result)
+{
+	u32 value;
+	int i;
+
+	expect_dead_fd(r, r->fd);
+	for (i = 0; i < NR_PAGES; i++) {
+		if (!r->pieces[i])
+			continue;
+		expect_errno(EFAULT, __mmio_read32(r->pieces[i], &value));
+		dmabuf_unmap(r->pieces[i], r->page_size);
+	}
 }
 
 static void expect_lent_dead(struct race *r)
@@ -912,14 +972,22 @@ static void round_end(struct race *r)
 		dmabuf_unmap(r->bar, r->size);
 }
 
+/* One after the other, the first one of which is measured. */
+static void run_alone(struct side *first, struct side *second)
+{
+	u64 begin_ns = now_ns();
+
+	first->result = first->act(first->race);
+	first->span_ns = now_ns() - begin_ns;
+	second->result = second->act(second->race);
+}
+
 /* Returns whether both were at work at a time. */
 static bool run_both(struct race *r, struct side *first, struct side *second)
 {
 	u64 offset_ns = first->span_ns ? random_below(r, first->span_ns) : 0;
 	pthread_barrier_t barrier;
 	pthread_t threads[2];
-	bool both;
-	u64 took;
 
 	VFIO_ASSERT_EQ(pthread_barrier_init(&barrier, NULL, 3), 0);
 	first->barrier = &barrier;
@@ -938,12 +1006,7 @@ static bool run_both(struct race *r, struct side *first, struct side *second)
 	VFIO_ASSERT_EQ(pthread_join(threads[1], NULL), 0);
 	VFIO_ASSERT_EQ(pthread_barrier_destroy(&barrier), 0);
 
-	both = first->begin_ns < second->end_ns && second->begin_ns < first->end_ns;
-	took = first->end_ns - first->begin_ns;
-	/* The other one may have had it wait, or have taken its CPU. */
-	if (!first->span_ns || took < first->span_ns)
-		first->span_ns = took;
-	return both;
+	return first->begin_ns < second->end_ns && second->begin_ns < first->end_ns;
 }
 
 FIXTURE_SETUP(vfio_pci_dmabuf_race)
@@ -970,7 +1033,7 @@ FIXTURE_SETUP(vfio_pci_dmabuf_race)
 	/* The tests have maps of their own, which they can do without. */
 	vfio_pci_bar_unmap_all(r->device);
 	r->iova = iova_allocator_alloc(r->iova_allocator, r->size);
-	if (variant->prepare == use_other) {
+	if (variant->prepare == use_other || variant->prepare == keep_import) {
 		other_init(r);
 		if (!r->other)
 			TH_LOG("No other device: whether DMA reaches anything is not looked at");
@@ -999,6 +1062,7 @@ FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_race, _name) { __VA_ARGS__ }
 
 PAIR(read_revoke, read_lent, take_back, revoked, ERRORS(EFAULT, ENODEV));
 PAIR(read_revoke_huge, read_lent, take_back, revoked, ERRORS(EFAULT, ENODEV), .huge = true);
+PAIR(gone_revoke, read_until_gone, take_back, revoked, ERRORS(EFAULT));
 PAIR(map_revoke, map_lent, take_back, revoked_with_maps, ERRORS(ENODEV));
 PAIR(import_revoke, import_lent, take_back, revoked_with_import, use_other, ERRORS(ENODEV));
 PAIR(exit_revoke, kill_reader, take_back, revoked, start_reader);
@@ -1007,6 +1071,11 @@ PAIR(revoke_memory_off, revoke_only, memory_off_and_on, revoked_in_outage);
 PAIR(revoke_d3hot, revoke_only, d3hot_and_back, revoked_in_outage);
 PAIR(revoke_low_power, revoke_only, low_power_and_back, revoked_in_outage);
 PAIR(revoke_reset, revoke_only, reset, revoked_in_outage);
+PAIR(revoke_hot_reset, revoke_only, hot_reset, revoked_in_outage);
+PAIR(revoke_import_reset, revoke_only, reset, revoked_and_imported, keep_import);
+PAIR(revoke_import_memory_off, revoke_only, memory_off_and_on, revoked_and_imported, keep_import);
+PAIR(split_revoke, split_map, take_back_pieces, revoked_in_pieces, touch);
+PAIR(split_revoke_huge, split_map, take_back_pieces, revoked_in_pieces, touch, .huge = true);
 
 PAIR(read_close, read_mapped, close_device, closed, ERRORS(EFAULT));
 PAIR(map_close, read_lent, close_device, closed, ERRORS(EFAULT, ENODEV));
@@ -1064,7 +1133,7 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_race, both, 3600)
 		{ .race = r, .act = variant->one },
 		{ .race = r, .act = variant->two },
 	};
-	struct side *one = &sides[0], *two = &sides[1];
+	struct side *one = &sides[0], *two = &sides[1], *first, *second;
 	u64 seed = r->random;
 	long before = dmabuf_count();
 
@@ -1074,12 +1143,18 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_race, both, 3600)
 	if (before < 0)
 		TH_LOG("No debugfs: leaks are not looked at");
 
+	nr += NR_ALONE;
 	for (round = 0; round < nr || (!both && round < nr * MAX_FACTOR); round++) {
 		round_begin(r);
 		if (variant->prepare)
 			variant->prepare(r);
 
-		both += round & 1 ? run_both(r, two, one) : run_both(r, one, two);
+		first = round & 1 ? two : one;
+		second = round & 1 ? one : two;
+		if (round < NR_ALONE)
+			run_alone(first, second);
+		else
+			both += run_both(r, first, second);
 
 		if (!round && (one->result == -EOPNOTSUPP || two->result == -EOPNOTSUPP))
 			SKIP(return, "The device or the kernel lacks what it takes");
@@ -1092,8 +1167,8 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_race, both, 3600)
 		round_end(r);
 	}
 
-	printf("%lu rounds, both were at work at a time in %lu, seed %lu\n", round, both,
-	       seed);
+	printf("%lu rounds, both were at work at a time in %lu, seed %lu\n",
+	       round - NR_ALONE, both, seed);
 	EXPECT_EQ(before, dmabuf_count());
 	if (!both && !_metadata->exit_code)
 		SKIP(return, "They never met: too few CPUs, or rounds");

@@ -687,6 +687,38 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_wait, hold, 240)
 	EXPECT_LT(0, nr_done);
 }
 
+/* Neither waits for the other: the revocation stays when the memory comes back. */
+TEST_F_TIMEOUT(vfio_pci_dmabuf_wait, revoke_in_hold, 60)
+{
+	const struct operation *op = &operations[0];
+	struct setup *s = &self->s;
+	struct held held;
+	pid_t revoker;
+	int timeline;
+
+	ASSERT_EQ(0, read_first(s));
+	ASSERT_EQ(0, import(s));
+	timeline = fence_attach(s->fd);
+
+	hold(_metadata, s, op, &held);
+	revoker = start(s, revoke_first);
+	ASSERT_TRUE(process_blocks(revoker) || is_late(held.start_ms));
+	EXPECT_TRUE(is_waiting(held.pid, held.start_ms));
+	EXPECT_TRUE(cpu_is_cut_off(s));
+
+	fence_signal(timeline);
+	EXPECT_EQ(0, finish(held.pid));
+	EXPECT_EQ(0, finish(revoker));
+	EXPECT_EQ(-EFAULT, finish(held.reader));
+	EXPECT_TRUE(op->done(s));
+	EXPECT_EQ(0, op->undo(s->device));
+
+	EXPECT_TRUE(cpu_is_cut_off(s));
+	EXPECT_EQ(0, finish(start(s, be_a_neighbour)));
+	unimport(s);
+	EXPECT_EQ(-ENODEV, import(s));
+}
+
 static int read_bar(struct setup *s)
 {
 	u32 value;
