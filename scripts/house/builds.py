@@ -358,14 +358,19 @@ def kernel(tree, commit, flavour, log):
 
 
 def selftests(tree, commit, log, arch="x86_64"):
-    """Build the VFIO selftests of COMMIT, static; returns their directory."""
+    """Build the VFIO selftests of COMMIT, static; returns their directory.
+
+    And those of iommufd, where there is the libcap that they need: on this machine's own
+    architecture.
+    """
     cross = PROGRAMS[arch]
+    targets = "vfio" if cross else "vfio iommu"
     sources = "arch/arm64" if arch == "arm64" else "arch/x86"
     # libvfio has 64 bits in mind: it prints a u64 by %lx, among others
     flags = ["-D_FILE_OFFSET_BITS=64", "-w"] if arch == "i386" else []
     key = digest(*(git("rev-parse", f"{commit}:{path}", cwd=tree) for path in
                    ("Makefile", sources, "include", "scripts", "tools")),
-                 compiler(cross), *flags)[:24]
+                 compiler(cross), targets, *flags)[:24]
     with cached("selftests", key) as (place, new):
         if new is None:
             return place
@@ -379,7 +384,7 @@ def selftests(tree, commit, log, arch="x86_64"):
                         "headers_install"], log, env=env)
             run_logged(
                 ["make", "-C", tree / "tools/testing/selftests", jobs(),
-                 "TARGETS=vfio", f"O={objects}", f"CC=ccache {cross}gcc",
+                 f"TARGETS={targets}", f"O={objects}", f"CC=ccache {cross}gcc",
                  # by its name of i386 the Makefile builds nothing
                  f"ARCH={'x86' if arch == 'i386' else arch}",
                  f"EXTRA_CFLAGS={' '.join(flags)}",
@@ -418,8 +423,8 @@ def initramfs(programs, arch="x86_64"):
         log, env = fresh_log("initramfs"), {}
         if cross := PROGRAMS[arch]:
             env = {"BUSYBOX": str(foreign.busybox(arch, log)), "STRIP": f"{cross}strip"}
-        run_logged([ROOT / "scripts" / "initramfs", out, programs / "vfio"], log,
-                   env=env)
+        run_logged([ROOT / "scripts" / "initramfs", out, programs / "vfio",
+                    *programs.glob("iommu")], log, env=env)
     return out
 
 
