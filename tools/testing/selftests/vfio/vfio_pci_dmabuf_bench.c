@@ -582,6 +582,32 @@ out:
 	free(fds);
 }
 
+/* A process maps what it was lent as often as it likes, and who takes it back zaps all. */
+static void bench_maps(struct bench *b, int nr_maps)
+{
+	int fd = vfio_pci_dmabuf_export_range(b->device, b->index, 0, PAGE);
+	void **vaddrs = calloc(nr_maps, sizeof(*vaddrs));
+	char name[64];
+	u64 start;
+	int i;
+
+	VFIO_ASSERT_NOT_NULL(vaddrs);
+	for (i = 0; i < nr_maps; i++) {
+		vaddrs[i] = dmabuf_map(fd, 0, PAGE);
+		mmio_read32(vaddrs[i]);
+	}
+
+	start = now_ns();
+	VFIO_ASSERT_EQ(__vfio_pci_dmabuf_revoke(b->device, fd), 0);
+	snprintf(name, sizeof(name), "revoke of a page mapped %d times", nr_maps);
+	report(name, now_ns() - start, "call");
+
+	for (i = 0; i < nr_maps; i++)
+		dmabuf_unmap(vaddrs[i], PAGE);
+	VFIO_ASSERT_EQ(close(fd), 0);
+	free(vaddrs);
+}
+
 static void bench_init(struct bench *b, const char *bdf)
 {
 	b->iommu = iommu_init("iommufd");
@@ -639,6 +665,8 @@ static void bench_small(const char *bdf)
 		bench_revoke(&b, PAGE, n);
 		bench_revoke(&b, 0, n);
 	}
+	for (n = 200; fd >= 0 && n <= 20000; n *= 10)
+		bench_maps(&b, n);
 	if (fd >= 0)
 		bench_subordinates(&b);
 	bench_memory(&b);
