@@ -387,7 +387,7 @@ def selftests(tree, commit, log, arch="x86_64"):
                  f"TARGETS={targets}", f"O={objects}", f"CC=ccache {cross}gcc",
                  # by its name of i386 the Makefile builds nothing
                  f"ARCH={'x86' if arch == 'i386' else arch}",
-                 f"EXTRA_CFLAGS={' '.join(flags)}",
+                 f"EXTRA_CFLAGS={' '.join(flags)}", "USERLDFLAGS=-static",
                  f"KHDR_INCLUDES=-isystem {objects}/usr/include",
                  f"INSTALL_PATH={new}", "FORCE_TARGETS=1", "install"],
                 log, env=env)

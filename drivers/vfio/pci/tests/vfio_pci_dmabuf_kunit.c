@@ -912,6 +912,7 @@ static void revoke_work(struct work_struct *work)
 static void vfio_pci_revoke_cuts_off_first(struct kunit *test)
 {
 	struct revocation r = { .priv = create_bar_map(test), .ret = -EINPROGRESS };
+	struct address_space *mapping;
 	struct vm_area_struct *vma;
 	unsigned long end;
 
@@ -920,16 +921,25 @@ static void vfio_pci_revoke_cuts_off_first(struct kunit *test)
 	r.priv->mappable = true;
 	KUNIT_EXPECT_EQ(test, 0, mmap_exported(r.priv, vma));
 
+	/* It is at the mappings when it waits for this */
+	mapping = r.priv->inode->i_mapping;
 	INIT_WORK_ONSTACK(&r.work, revoke_work);
+	mmap_write_lock(current->mm);
 	dma_resv_lock(&r.priv->resv, NULL);
+	i_mmap_lock_write(mapping);
 	schedule_work(&r.work);
 	end = jiffies + RESCUE;
-	while (!READ_ONCE(r.priv->cut_off) && time_before(jiffies, end))
+	while (!rwsem_is_contended(&mapping->i_mmap_rwsem) &&
+	       time_before(jiffies, end))
 		schedule_timeout_uninterruptible(1);
-	KUNIT_EXPECT_TRUE(test, READ_ONCE(r.priv->cut_off));
+	KUNIT_EXPECT_TRUE(test, rwsem_is_contended(&mapping->i_mmap_rwsem));
+	i_mmap_unlock_write(mapping);
+
 	KUNIT_EXPECT_EQ(test, r.priv->status, VFIO_PCI_DMA_BUF_OK);
-	KUNIT_EXPECT_EQ(test, -ENODEV, mmap_exported(r.priv, vma));
+	KUNIT_EXPECT_EQ(test, -ENODEV,
+			vfio_pci_dma_buf_mmap(r.priv->dmabuf, vma));
 	dma_resv_unlock(&r.priv->resv);
+	mmap_write_unlock(current->mm);
 
 	flush_work(&r.work);
 	destroy_work_on_stack(&r.work);
