@@ -14,6 +14,7 @@ was killed leaves nothing that a later one would believe.
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -66,6 +67,9 @@ def main(run):
     except (Failure, OSError) as error:
         sys.stdout.flush()
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        if getattr(error, "errno", 0) == errno.ENOSPC:
+            print(f"make room there, then run it again: {cache_dir()} may be deleted",
+                  file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the scripts run, and that nothing of it outlives them."""
+"""What the scripts run and keep, and that nothing of it outlives them."""
 
 import contextlib
 import os
@@ -10,10 +10,12 @@ import tempfile
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(SCRIPTS))
 
+from house import base                                          # noqa: E402
 from house.common import Beside, Child, Failure, run_logged     # noqa: E402
 
 # A script with a child that has one itself; what ends the child is one of WAYS
@@ -153,6 +155,77 @@ class ChildrenTest(unittest.TestCase):
         with self.assertRaisesRegex(Failure, "(?s)status 3.*bad"):
             run_logged(["sh", "-c", "echo bad; exit 3"], log)
         self.assertIn("fine", log.read_text())
+
+
+# Fills a place of the cache; says who has done it
+FILL = """
+import os, sys, time
+from house.common import cached, main
+def fill():
+    with cached("kind", "key") as (place, new):
+        if new:
+            print("filling", flush=True)
+            {what}
+    print("there:", sorted(path.name for path in place.iterdir()))
+main(fill)
+"""
+WRITE = "time.sleep({pause}); (new / 'file').write_bytes(bytes({size}))"
+
+
+class CacheTest(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.dir = Path(scratch.name)
+        self.env = os.environ | {"PYTHONPATH": str(SCRIPTS),
+                                 "VFIO_DMABUF_CACHE": str(self.dir)}
+
+    def fill(self, pause=0, size=1, before=()):
+        script = FILL.format(what=WRITE.format(pause=pause, size=size))
+        return subprocess.Popen([*before, sys.executable, "-c", script], text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                env=self.env)
+
+    def test_two_at_once(self):
+        runs = [self.fill(pause=3) for _ in range(3)]
+        said = [run.communicate(timeout=60)[0] for run in runs]
+        self.assertEqual([run.returncode for run in runs], [0, 0, 0])
+        self.assertEqual(sum("filling" in text for text in said), 1, said)
+        for text in said:
+            self.assertIn("there: ['file']", text)
+
+    def test_killed(self):
+        for number in signal.SIGKILL, signal.SIGTERM, signal.SIGINT:
+            run = self.fill(pause=1000)
+            self.assertEqual(run.stdout.readline(), "filling\n")
+            run.send_signal(number)
+            run.communicate(timeout=60)
+            self.assertFalse((self.dir / "kind/key").exists())
+        self.assertIn("filling", self.fill().communicate(timeout=60)[0])
+        self.assertEqual([path.name for path in (self.dir / "kind").iterdir()], ["key"])
+
+    @unittest.skipIf(os.getuid(), "a disk of its own takes root")
+    def test_full_disk(self):
+        mount = ("unshare", "-m", "sh", "-c",
+                 f'mount -t tmpfs -o size=64k none {self.dir} && exec "$0" "$@"')
+        full = self.fill(size=1 << 20, before=mount)
+        said = full.communicate(timeout=60)[0]
+        self.assertEqual(full.returncode, 1)
+        self.assertRegex(said, "No space left on device.*\n.*room")
+        self.assertNotIn("Traceback", said)
+
+    def test_broken_download(self):
+        def fetch(package, version, downloads, _):
+            path = downloads / f"{package}_{version}.deb"
+            path.write_text("half of it")
+            return path
+
+        pin = {"linux_suite": "suite", "linux_package": "linux-source",
+               "linux_version": "7.3", "linux_sha256": "0" * 64}
+        with mock.patch.multiple(base, _run=lambda *_: "conf", _fetch_deb=fetch,
+                                 _offered=lambda *_: ["7.3"]), \
+                self.assertRaisesRegex(Failure, "7.3.deb.*checksum.*run it again"):
+            base._import_pinned("linux", pin, self.dir)
 
 
 if __name__ == "__main__":
