@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 
 #include <linux/compiler.h>
+#include <linux/iommufd.h>
 #include <linux/kernel.h>
 #include <linux/pci_regs.h>
 #include <linux/sizes.h>
@@ -36,6 +37,7 @@
 
 #define NR_BUFFERS	12
 #define NR_MAPS		24
+#define NR_IMPORTS	3
 #define MAX_RANGES	6
 
 /* Of a sequence, if nobody asks for more. */
@@ -52,6 +54,8 @@ struct buffer {
 	int fd;
 	bool writable;
 	bool dead;
+	/* The device has been closed since. */
+	bool foreign;
 	int nr_maps;
 	u64 size;
 	u32 nr_ranges;
@@ -69,17 +73,26 @@ struct map {
 	u64 last;
 };
 
+/* A part of the IOAS that may have a DMABUF. */
+struct import {
+	iova_t iova;
+	u64 size;
+};
+
 struct fuzz {
 	struct iommu *iommu;
+	struct iova_allocator *iova_allocator;
 	struct vfio_pci_device *device;
 	int index;
 	u64 size;
 	u64 page_size;
 	bool memory;
+	enum { AWAKE, D3HOT, LOW_POWER } sleep;
 	bool has_revoke_ioctl;
 	int not_a_dmabuf;
 	struct buffer buffers[NR_BUFFERS];
 	struct map maps[NR_MAPS];
+	struct import imports[NR_IMPORTS];
 
 	u64 seed;
 	u64 random;
@@ -142,6 +155,11 @@ void expect(struct fuzz *f, long result, long expected, const char *format, ...)
 	VFIO_ASSERT_EQ(result, expected, "seed %lu, call %lu\n", f->seed, f->nr_done);
 }
 
+static bool is_accessible(struct fuzz *f)
+{
+	return f->memory && f->sleep == AWAKE;
+}
+
 static struct buffer *random_buffer(struct fuzz *f)
 {
 	struct buffer *b = &f->buffers[random_below(f, NR_BUFFERS)];
@@ -180,7 +198,7 @@ static void access_map(struct fuzz *f, struct map *map, bool write)
 	map->last = offset;
 	if (write && !(map->prot & PROT_WRITE))
 		expected = -EACCES;
-	else if (!f->memory || (map->buffer && map->buffer->dead))
+	else if (!is_accessible(f) || (map->buffer && map->buffer->dead))
 		expected = -EFAULT;
 	f->nr_sigbus += expected == -EFAULT;
 
@@ -268,7 +286,8 @@ static void do_export(struct fuzz *f)
 	}
 
 	fd = __vfio_pci_dmabuf_export(f->device, index,
-				      (b->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC,
+				      (b->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC |
+				      (one_in(f, 4) ? O_NONBLOCK : 0),
 				      b->ranges, b->nr_ranges);
 	expect(f, fd < 0 ? fd : 0, 0, "export of %u ranges\n", b->nr_ranges);
 	b->fd = fd;
@@ -414,7 +433,7 @@ static void do_revoke(struct fuzz *f)
 		expected = -EINVAL;
 	} else if (b) {
 		fd = b->fd;
-		expected = b->dead ? -EBADFD : 0;
+		expected = b->foreign ? -ENODEV : b->dead ? -EBADFD : 0;
 	}
 
 	r = by_ioctl ? __vfio_pci_dmabuf_revoke_ioctl(f->device, fd) :
@@ -442,13 +461,62 @@ static void do_memattr(struct fuzz *f)
 		expected = -ENOENT;
 	}
 	if (b->dead)
-		expected = -EBADFD;
+		expected = b->foreign ? -ENODEV : -EBADFD;
 
 	r = __vfio_pci_dmabuf_memattr(f->device, b->fd, memattr);
 	/* Depends on the CPU. */
 	if (r == -EOPNOTSUPP && memattr == VFIO_DEVICE_FEATURE_DMA_BUF_MEMATTR_WC && !expected)
 		return;
 	expect(f, r, expected, "memattr %u\n", memattr);
+}
+
+/* What an importer sees of it: adjacent ranges are one. */
+static bool has_one_range(struct buffer *b)
+{
+	struct vfio_region_dma_range *range;
+
+	for (range = b->ranges + 1; range < b->ranges + b->nr_ranges; range++) {
+		if (range->offset != range[-1].offset + range[-1].length)
+			return false;
+	}
+
+	return true;
+}
+
+static void unimport(struct fuzz *f, struct import *import)
+{
+	iommu_unmap_dmabuf(f->iommu, import->iova, import->size);
+	import->size = 0;
+}
+
+/* The device itself is the one that could do DMA to it. */
+static void do_import(struct fuzz *f)
+{
+	struct import *import = &f->imports[random_below(f, NR_IMPORTS)];
+	u32 flags = IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE;
+	struct buffer *b = random_buffer(f);
+	int expected = 0, r;
+
+	if (import->size) {
+		unimport(f, import);
+		return;
+	}
+	if (!b || b->size > f->size)
+		return;
+
+	if (!b->writable && one_in(f, 2))
+		flags = IOMMU_IOAS_MAP_READABLE;
+	if (!b->writable && (flags & IOMMU_IOAS_MAP_WRITEABLE))
+		expected = -EPERM;
+	else if (b->dead || !is_accessible(f))
+		expected = -ENODEV;
+	else if (!has_one_range(b))
+		expected = -EOPNOTSUPP;
+
+	r = __iommu_map_dmabuf(f->iommu, b->fd, 0, b->size, import->iova, flags);
+	expect(f, r, expected, "import of 0x%lx\n", b->size);
+	if (!r)
+		import->size = b->size;
 }
 
 /* Anything but an export, which alone would succeed without the model. */
@@ -461,12 +529,26 @@ static void do_garbage(struct fuzz *f)
 
 	for (i = 0; i < ARRAY_SIZE(args); i++)
 		args[i] = random_below(f, 1ULL << 32);
-	/* The fd, or the region index. */
+	/* The fd, or the region index, which may be a good one: flags are not. */
 	args[0] = INT_MAX - random_below(f, 1 << 20);
+	if (feature == FEATURE_DMA_BUF && one_in(f, 2)) {
+		args[0] = random_below(f, VFIO_PCI_NUM_REGIONS);
+		args[2] |= 1;
+	}
 
 	r = vfio_device_feature_ioctl(f->device->fd, feature, args,
 				      random_below(f, sizeof(args) + 1));
 	expect(f, r < 0, true, "garbage for feature 0x%x\n", feature);
+}
+
+/* Devices lack some of it. Returns whether it has happened. */
+static bool change_device(struct fuzz *f, int result, const char *what)
+{
+	if (result == -EOPNOTSUPP || result == -ENOTTY)
+		return false;
+
+	expect(f, result, 0, "%s\n", what);
+	return true;
 }
 
 static void do_device(struct fuzz *f)
@@ -474,17 +556,64 @@ static void do_device(struct fuzz *f)
 	u16 command;
 	int r;
 
-	if (one_in(f, 32) && f->device->info.flags & VFIO_DEVICE_FLAGS_RESET) {
-		r = __vfio_pci_device_reset(f->device);
+	switch (random_below(f, f->sleep == AWAKE ? 64 : 4)) {
+	case 0:
+		if (f->sleep == D3HOT) {
+			change_device(f, __vfio_pci_d3hot_exit(f->device), "D0");
+			f->sleep = AWAKE;
+		} else if (f->sleep == LOW_POWER) {
+			change_device(f, __vfio_pci_low_power_exit(f->device), "no low power");
+			f->sleep = AWAKE;
+		} else if (change_device(f, __vfio_pci_d3hot_entry(f->device), "D3hot")) {
+			f->sleep = D3HOT;
+		}
+		return;
+	case 1:
+		if (f->sleep == AWAKE &&
+		    change_device(f, __vfio_pci_low_power_entry(f->device), "low power"))
+			f->sleep = LOW_POWER;
+		return;
+	case 2:
+		if (f->sleep == LOW_POWER || !(f->device->info.flags & VFIO_DEVICE_FLAGS_RESET))
+			return;
+		r = one_in(f, 2) ? __vfio_pci_device_hot_reset(f->device) :
+				   __vfio_pci_device_reset(f->device);
 		/* Somebody else may be at it in sysfs. */
-		if (r != -EAGAIN)
-			expect(f, r, 0, "reset\n");
+		if (r != -EAGAIN && change_device(f, r, "reset"))
+			f->sleep = AWAKE;
 		return;
 	}
 
 	command = vfio_pci_config_readw(f->device, PCI_COMMAND);
 	f->memory = !f->memory;
 	vfio_pci_config_writew(f->device, PCI_COMMAND, command ^ PCI_COMMAND_MEMORY);
+}
+
+/* Nothing of before is alive again, but mappings of it and imports may be there. */
+static void do_reopen(struct fuzz *f)
+{
+	int i;
+
+	/* These keep it open. */
+	for (i = 0; i < NR_MAPS; i++) {
+		struct map *map = &f->maps[i];
+
+		if (map->vaddr && !map->buffer) {
+			dmabuf_unmap(map->vaddr, map->size);
+			*map = (struct map) {};
+		}
+	}
+
+	expect(f, close(f->device->fd), 0, "close of the device\n");
+	vfio_pci_device_reopen(f->device);
+	for (i = 0; i < NR_BUFFERS; i++) {
+		f->buffers[i].dead = true;
+		f->buffers[i].foreign = true;
+	}
+	f->memory = true;
+	f->sleep = AWAKE;
+	expect(f, vfio_pci_config_readw(f->device, PCI_COMMAND) & PCI_COMMAND_MEMORY,
+	       PCI_COMMAND_MEMORY, "memory of a device that was opened\n");
 }
 
 static void audit(struct fuzz *f, int nr)
@@ -523,9 +652,11 @@ static const struct {
 	{ do_close, 50 },
 	{ do_revoke, 40 },
 	{ do_memattr, 40 },
+	{ do_import, 40 },
 	{ do_garbage, 40 },
 	{ do_device, 18 },
 	{ do_fork, 2 },
+	{ do_reopen, 1 },
 };
 
 static void do_call(struct fuzz *f)
@@ -565,6 +696,13 @@ FIXTURE_SETUP(vfio_pci_dmabuf_fuzz)
 	for (page = 0; page < f->size / f->page_size; page++)
 		mmio_write32(bar + page * f->page_size, TAG + page);
 
+	/* They would keep the device open. */
+	vfio_pci_bar_unmap_all(f->device);
+
+	f->iova_allocator = iova_allocator_init(f->iommu);
+	for (i = 0; i < NR_IMPORTS; i++)
+		f->imports[i].iova = iova_allocator_alloc(f->iova_allocator, f->size);
+
 	f->memory = true;
 	f->has_revoke_ioctl = vfio_pci_has_revoke_ioctl(f->device);
 	f->not_a_dmabuf = eventfd(0, EFD_CLOEXEC);
@@ -584,6 +722,8 @@ FIXTURE_TEARDOWN(vfio_pci_dmabuf_fuzz)
 
 	ASSERT_EQ(0, close(f->not_a_dmabuf));
 	vfio_pci_device_cleanup(f->device);
+	if (f->iova_allocator)
+		iova_allocator_cleanup(f->iova_allocator);
 	iommu_cleanup(f->iommu);
 }
 
@@ -614,6 +754,10 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_fuzz, sequence, 24 * 60 * 60)
 	for (i = 0; i < NR_MAPS; i++) {
 		if (f->maps[i].vaddr)
 			dmabuf_unmap(f->maps[i].vaddr, f->maps[i].size);
+	}
+	for (i = 0; i < NR_IMPORTS; i++) {
+		if (f->imports[i].size)
+			unimport(f, &f->imports[i]);
 	}
 	for (i = 0; i < NR_BUFFERS; i++) {
 		if (f->buffers[i].fd >= 0)

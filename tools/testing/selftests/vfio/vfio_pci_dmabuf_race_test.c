@@ -20,6 +20,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,6 +37,8 @@
 #include <linux/vfio.h>
 
 #include <libvfio.h>
+
+#include "lib/drivers/edu/registers.h"
 
 #include "kselftest_harness.h"
 
@@ -100,6 +103,13 @@ struct race {
 
 	/* What writes to the BAR when it is signalled. */
 	struct vfio_device_ioeventfd ioeventfd;
+
+	/* A page of registers that is lent, the same for who lends it, and what they count. */
+	int frame_fd;
+	void *frame;
+	void *own_frame;
+	u32 nr_rings;
+	u32 nr_rung;
 
 	/* What some actions leave for the look at what came of it. */
 	int fds[NR_TIMES];
@@ -191,6 +201,14 @@ static int read_pages(struct race *r, void *vaddr)
 	for (i = 0; !ret && i < NR_PAGES; i++)
 		ret = read_page(r, vaddr + i * r->page_size, i);
 	return ret;
+}
+
+/* Nobody reads it, whatever is there. */
+static void expect_dead_page(void *vaddr)
+{
+	u32 value;
+
+	VFIO_ASSERT_EQ(__mmio_read32(vaddr, &value), -EFAULT, "a page that is_dead()\n");
 }
 
 static bool is_dead(struct race *r, void *vaddr)
@@ -317,6 +335,22 @@ static int read_until_gone(struct race *r)
 		ret = read_page(r, r->vaddr, 0);
 	if (ret)
 		expect_errno(ENODEV, __dmabuf_map(r->fd, 0, r->size, PROT_READ, &vaddr));
+	return ret;
+}
+
+/* The device counts them as well. */
+static int ring_frame(struct race *r)
+{
+	int ret = 0;
+
+	if (!r->frame)
+		return -EOPNOTSUPP;
+	for (r->nr_rings = 0; r->nr_rings < NR_READS; r->nr_rings++) {
+		ret = __mmio_write32(r->frame + EDU_FRAME_DOORBELL, r->nr_rings);
+		if (ret)
+			break;
+	}
+
 	return ret;
 }
 
@@ -549,6 +583,22 @@ static int take_back_pieces(struct race *r)
 	return ret;
 }
 
+static u32 frame_count(struct race *r)
+{
+	return mmio_read32(r->own_frame + EDU_FRAME_DOORBELL_COUNT);
+}
+
+static int take_back_frame(struct race *r)
+{
+	int ret;
+
+	if (!r->frame)
+		return -EOPNOTSUPP;
+	ret = __vfio_pci_dmabuf_revoke(r->device, r->frame_fd);
+	r->nr_rung = frame_count(r) - r->nr_rung;
+	return ret;
+}
+
 static int memory_off(struct race *r)
 {
 	return __vfio_pci_memory_disable(r->device);
@@ -685,6 +735,22 @@ static void use_ioeventfd(struct race *r)
 	ioctl_assert(r->device->fd, VFIO_DEVICE_IOEVENTFD, &r->ioeventfd);
 }
 
+/* Of a device that has such registers. */
+static void lend_frame(struct race *r)
+{
+	u64 size = getpagesize();
+
+	r->frame = NULL;
+	if (!r->device->driver.ops || strcmp(r->device->driver.ops->name, "edu-plus"))
+		return;
+
+	r->own_frame = dmabuf_map(r->device->fd, r->device->bars[EDU_PLUS_BAR_FRAMES].info.offset,
+				  size);
+	r->frame_fd = vfio_pci_dmabuf_export_range(r->device, EDU_PLUS_BAR_FRAMES, 0, size);
+	r->frame = dmabuf_map(r->frame_fd, 0, size);
+	r->nr_rung = frame_count(r);
+}
+
 /* The device that reads by DMA what is lent, if there is one that can. */
 static void other_init(struct race *r)
 {
@@ -749,6 +815,20 @@ static void revoked_with_import(struct race *r, int result)
 	expect_errno(ENODEV, import(r));
 }
 
+/* Whatever has come through has come through before the end. */
+static void frame_revoked(struct race *r, int result)
+{
+	u64 size = getpagesize();
+	u32 value;
+
+	VFIO_ASSERT_EQ(r->nr_rung, r->nr_rings, "rings that the device has counted\n");
+	VFIO_ASSERT_EQ(__mmio_read32(r->frame, &value), -EFAULT, "a page that is_dead()\n");
+
+	dmabuf_unmap(r->frame, size);
+	dmabuf_unmap(r->own_frame, size);
+	VFIO_ASSERT_EQ(close(r->frame_fd), 0);
+}
+
 /* The other one of them has got 0 if this one has not. */
 static void revoked_once(struct race *r, int result)
 {
@@ -778,14 +858,13 @@ static void revoked_and_imported(struct race *r, int result)
 /* Whatever has become of the pieces, all of them are dead. */
 static void revoked_in_pieces(struct race *r, int result)
 {
-	u32 value;
 	int i;
 
 	expect_dead_fd(r, r->fd);
 	for (i = 0; i < NR_PAGES; i++) {
 		if (!r->pieces[i])
 			continue;
-		expect_errno(EFAULT, __mmio_read32(r->pieces[i], &value));
+		expect_dead_page(r->pieces[i]);
 		dmabuf_unmap(r->pieces[i], r->page_size);
 	}
 }
@@ -804,6 +883,21 @@ static void closed(struct race *r, int result)
 	expect_lent_dead(r);
 	vfio_pci_device_reopen(r->device);
 	expect_lent_dead(r);
+}
+
+static void closed_with_exports(struct race *r, int result)
+{
+	int i;
+
+	for (i = 0; i < NR_TIMES; i++) {
+		if (r->fds[i] < 0)
+			continue;
+		expect_dead_fd(r, r->fds[i]);
+		expect_errno(ENODEV, import_fd(r, r->fds[i]));
+		VFIO_ASSERT_EQ(close(r->fds[i]), 0);
+	}
+
+	closed(r, result);
 }
 
 static void closed_with_import(struct race *r, int result)
@@ -878,7 +972,7 @@ static void gone_in_child(struct race *r, int result)
 {
 	expect_dead(r, r->vaddr);
 	VFIO_ASSERT_EQ(write(r->pipe[1], "", 1), 1);
-	VFIO_ASSERT_EQ(process_exit_status(r->child), KSFT_PASS);
+	VFIO_ASSERT_EQ(process_exit_status(r->child), KSFT_PASS, "is_dead() in a child\n");
 	VFIO_ASSERT_EQ(close(r->pipe[1]), 0);
 
 	memory_on(r);
@@ -887,12 +981,11 @@ static void gone_in_child(struct race *r, int result)
 
 static void gone_in_pieces(struct race *r, int result)
 {
-	u32 value;
 	int i;
 
 	for (i = 0; i < NR_PAGES; i++) {
 		if (r->pieces[i])
-			expect_errno(EFAULT, __mmio_read32(r->pieces[i], &value));
+			expect_dead_page(r->pieces[i]);
 	}
 
 	memory_on(r);
@@ -1063,6 +1156,7 @@ FIXTURE_VARIANT_ADD(vfio_pci_dmabuf_race, _name) { __VA_ARGS__ }
 PAIR(read_revoke, read_lent, take_back, revoked, ERRORS(EFAULT, ENODEV));
 PAIR(read_revoke_huge, read_lent, take_back, revoked, ERRORS(EFAULT, ENODEV), .huge = true);
 PAIR(gone_revoke, read_until_gone, take_back, revoked, ERRORS(EFAULT));
+PAIR(ring_revoke, ring_frame, take_back_frame, frame_revoked, lend_frame, ERRORS(EFAULT));
 PAIR(map_revoke, map_lent, take_back, revoked_with_maps, ERRORS(ENODEV));
 PAIR(import_revoke, import_lent, take_back, revoked_with_import, use_other, ERRORS(ENODEV));
 PAIR(exit_revoke, kill_reader, take_back, revoked, start_reader);
@@ -1082,6 +1176,8 @@ PAIR(map_close, read_lent, close_device, closed, ERRORS(EFAULT, ENODEV));
 PAIR(import_close, import_lent, close_device, closed_with_import, use_other, ERRORS(ENODEV));
 PAIR(release_close, release_lent, close_device, closed);
 PAIR(look_close, look_at_lent, close_device, closed);
+PAIR(revoke_close, revoke_only, close_device, closed, ERRORS(EBADF));
+PAIR(export_close, export_several, close_device, closed_with_exports, ERRORS(EBADF, ENOTTY));
 PAIR(bar_split_close, cut_up, close_device, closed, use_bar);
 
 PAIR(read_reset, read_lent, reset, back_again);

@@ -717,6 +717,11 @@ TEST_F(vfio_pci_dmabuf_map, past_the_end)
 	EXPECT_EQ(-EOVERFLOW, map_result(fd, -(u64)s->page_size, s->page_size));
 	EXPECT_EQ(-EOVERFLOW, map_result(fd, -(u64)s->page_size, 2 * s->page_size));
 	EXPECT_EQ(-EINVAL, map_result(fd, 0, 0));
+
+	/* Nor what only memory that is persistent has. */
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, s->page_size, PROT_READ,
+				   MAP_SHARED_VALIDATE | MAP_SYNC, fd, 0));
+	EXPECT_EQ(EOPNOTSUPP, errno);
 	ASSERT_EQ(0, close(fd));
 }
 
@@ -3216,7 +3221,50 @@ TEST_F(vfio_pci_dmabuf_bad_input, header)
 		EXPECT_EQ(0, feature_call(s, &arg));
 		arg.header.flags &= ~direction;
 		EXPECT_EQ(0, feature_call(s, &arg));
+
+		/* There is none of that number. */
+		arg = good;
+		arg.header.flags |= VFIO_DEVICE_FEATURE_MASK;
+		EXPECT_EQ(-ENOTTY, feature_call(s, &arg));
 	}
+}
+
+/* The kernel takes a page fault on the device in the middle of a call for it. */
+TEST_F(vfio_pci_dmabuf_bad_input, argument_in_bar)
+{
+	struct setup *s = &self->s;
+	struct argument arg;
+	u32 *words = (u32 *)&arg;
+	int fd, i, j, r;
+
+	if (!s->is_ram)
+		SKIP(return, "No BAR with RAM to write to");
+
+	fd = export_range(s, s->page_size, s->page_size);
+	for (i = 0; i < ARRAY_SIZE(features); i++) {
+		const struct feature *feature = &features[i];
+
+		/* See argument_in_bar of the revocation. */
+		if (feature->number == VFIO_DEVICE_FEATURE_DMA_BUF_REVOKE)
+			continue;
+
+		argument_init(&arg, s, feature, fd);
+		for (j = 0; j < sizeof(arg) / sizeof(*words); j++)
+			mmio_write32(s->bar + j * sizeof(*words), words[j]);
+
+		vfio_pci_cmd_clear(s->device, PCI_COMMAND_MEMORY);
+		EXPECT_EQ(-EFAULT, feature_call(s, s->bar));
+		vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY);
+
+		r = feature_call(s, s->bar);
+		if (feature->number == VFIO_DEVICE_FEATURE_DMA_BUF) {
+			ASSERT_LE(0, r);
+			ASSERT_EQ(0, close(r));
+		} else {
+			EXPECT_EQ(feature_call(s, &arg), r);
+		}
+	}
+	ASSERT_EQ(0, close(fd));
 }
 
 TEST_F(vfio_pci_dmabuf_bad_input, pointers)

@@ -459,6 +459,52 @@ TEST_F(vfio_pci_dmabuf_vend, revoke_shared)
 	}
 }
 
+/* As many maps as each likes, of one page: in the end the primary has to wait for them all. */
+#define NR_MAPPERS	4
+#define NR_MAPS		10000
+#define MANY_MAPS_MS	20000
+
+static pid_t mapper_start(struct setup *s, int ready)
+{
+	pid_t pid = process_fork();
+	int i;
+
+	if (pid)
+		return pid;
+
+	for (i = 0; i < NR_MAPS; i++)
+		mmio_read32(dmabuf_map(s->fds[0], 0, s->page_size));
+	if (write(ready, "", 1) == 1)
+		pause();
+	_exit(KSFT_FAIL);
+}
+
+TEST_F_TIMEOUT(vfio_pci_dmabuf_vend, revoke_many_maps, 240)
+{
+	struct setup *s = &self->s;
+	pid_t pids[NR_MAPPERS];
+	int i, ready[2];
+	char c;
+	u64 ms;
+
+	ASSERT_EQ(0, pipe(ready));
+	for (i = 0; i < NR_MAPPERS; i++)
+		pids[i] = mapper_start(s, ready[1]);
+	ASSERT_EQ(0, close(ready[1]));
+	for (i = 0; i < NR_MAPPERS; i++)
+		ASSERT_EQ(1, read(ready[0], &c, 1));
+
+	EXPECT_EQ(0, revoke_first(s, &ms));
+	EXPECT_GT(MANY_MAPS_MS, ms);
+	EXPECT_EQ(NR_SUBORDINATES - 1, others_alive(s));
+
+	for (i = 0; i < NR_MAPPERS; i++) {
+		ASSERT_EQ(0, kill(pids[i], SIGKILL));
+		ASSERT_EQ(pids[i], waitpid(pids[i], NULL, 0));
+	}
+	ASSERT_EQ(0, close(ready[0]));
+}
+
 TEST_F(vfio_pci_dmabuf_vend, vend_anew)
 {
 	struct setup *s = &self->s;

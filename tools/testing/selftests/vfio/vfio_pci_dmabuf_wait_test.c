@@ -339,6 +339,9 @@ static int be_a_bystander(struct setup *s)
 	vfio_pci_cmd_set(s->device, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 	vfio_pci_config_readl(s->device, PCI_VENDOR_ID);
 
+	/* Who reads about all buffers takes the locks of each. */
+	dmabuf_count();
+
 	/* And other devices altogether. */
 	if (s->other) {
 		if (s->other->info.flags & VFIO_DEVICE_FLAGS_RESET)
