@@ -908,33 +908,44 @@ static void revoke_work(struct work_struct *work)
 	r->ret = vfio_pci_dma_buf_revoke(r->priv->vdev, r->priv);
 }
 
+static void hold_work(struct work_struct *work)
+{
+	struct revocation *r = container_of(work, struct revocation, work);
+
+	hold(r->priv->vdev);
+}
+
+/* Begin, and see it come to the CPU mappings of a buffer */
+static void expect_zap(struct kunit *test, struct work_struct *work,
+		       struct vfio_pci_dma_buf *priv)
+{
+	struct address_space *mapping = priv->inode->i_mapping;
+	unsigned long end = jiffies + RESCUE;
+
+	i_mmap_lock_write(mapping);
+	schedule_work(work);
+	while (!rwsem_is_contended(&mapping->i_mmap_rwsem) &&
+	       time_before(jiffies, end))
+		schedule_timeout_uninterruptible(1);
+	KUNIT_EXPECT_TRUE(test, rwsem_is_contended(&mapping->i_mmap_rwsem));
+	i_mmap_unlock_write(mapping);
+}
+
 /* Whoever has the reservation lock delays what follows, but not the end of CPU access */
 static void vfio_pci_revoke_cuts_off_first(struct kunit *test)
 {
 	struct revocation r = { .priv = create_bar_map(test), .ret = -EINPROGRESS };
-	struct address_space *mapping;
 	struct vm_area_struct *vma;
-	unsigned long end;
 
 	KUNIT_ASSERT_EQ(test, 0, kunit_attach_mm());
 	vma = alloc_shared_vma(test);
 	r.priv->mappable = true;
 	KUNIT_EXPECT_EQ(test, 0, mmap_exported(r.priv, vma));
 
-	/* It is at the mappings when it waits for this */
-	mapping = r.priv->inode->i_mapping;
 	INIT_WORK_ONSTACK(&r.work, revoke_work);
 	mmap_write_lock(current->mm);
 	dma_resv_lock(&r.priv->resv, NULL);
-	i_mmap_lock_write(mapping);
-	schedule_work(&r.work);
-	end = jiffies + RESCUE;
-	while (!rwsem_is_contended(&mapping->i_mmap_rwsem) &&
-	       time_before(jiffies, end))
-		schedule_timeout_uninterruptible(1);
-	KUNIT_EXPECT_TRUE(test, rwsem_is_contended(&mapping->i_mmap_rwsem));
-	i_mmap_unlock_write(mapping);
-
+	expect_zap(test, &r.work, r.priv);
 	KUNIT_EXPECT_EQ(test, r.priv->status, VFIO_PCI_DMA_BUF_OK);
 	KUNIT_EXPECT_EQ(test, -ENODEV,
 			vfio_pci_dma_buf_mmap(r.priv->dmabuf, vma));
@@ -945,6 +956,23 @@ static void vfio_pci_revoke_cuts_off_first(struct kunit *test)
 	destroy_work_on_stack(&r.work);
 	KUNIT_EXPECT_EQ(test, r.ret, 0);
 	KUNIT_EXPECT_EQ(test, get_status(r.priv), VFIO_PCI_DMA_BUF_DEAD);
+}
+
+/* The same where all buffers of a device are revoked, be it the lock of the first */
+static void vfio_pci_hold_zaps_all_first(struct kunit *test)
+{
+	struct revocation r = { .priv = create_bar_map(test) };
+	struct vfio_pci_dma_buf *last = create_bar_map(test);
+
+	INIT_WORK_ONSTACK(&r.work, hold_work);
+	dma_resv_lock(&r.priv->resv, NULL);
+	expect_zap(test, &r.work, last);
+	dma_resv_unlock(&r.priv->resv);
+
+	flush_work(&r.work);
+	destroy_work_on_stack(&r.work);
+	KUNIT_EXPECT_EQ(test, get_status(last), VFIO_PCI_DMA_BUF_REVOKED);
+	unhold(last->vdev);
 }
 
 static void vfio_pci_revoke(struct kunit *test)
@@ -1162,6 +1190,7 @@ static struct kunit_case vfio_pci_dmabuf_cases[] = {
 	KUNIT_CASE(vfio_pci_status_holds),
 	KUNIT_CASE(vfio_pci_status_memory_off),
 	KUNIT_CASE(vfio_pci_revoke_cuts_off_first),
+	KUNIT_CASE(vfio_pci_hold_zaps_all_first),
 	KUNIT_CASE(vfio_pci_revoke),
 	KUNIT_CASE(vfio_pci_revoke_revoked),
 	KUNIT_CASE_PARAM(vfio_pci_vma_find_pfn_table, vma_gen_params),
