@@ -27,7 +27,7 @@ SLOW = 6                # what a detector takes, at most, by plan.LIMIT
 PARAMETERS = "/sys/module/vfio_pci_core/parameters"
 # Those whose functions KCSAN is to report: both of a race have to be in there
 OURS = ("vfio_pci_dmabuf.c", "vfio_pci_mmap.c", "vfio_pci_pfn.c", "vfio_pci_core.c",
-        "vfio_pci_config.c", "vfio_pci_rdwr.c")
+        "vfio_pci_config.c", "vfio_pci_rdwr.c", "vfio_pci_reset.c")
 
 # How the race and the fuzz test say that an access did what it must not
 STALE = (r"page \d+ of what is lent|is_dead\(|DMA to what is revoked|"
