@@ -426,7 +426,7 @@ static void do_revoke(struct fuzz *f)
 {
 	struct buffer *b = random_buffer(f);
 	bool by_ioctl = f->has_revoke_ioctl && one_in(f, 3);
-	int fd = -1, expected = -EBADF, r;
+	int fd = -1, expected = -EBADF, i, r;
 
 	if (one_in(f, 4)) {
 		fd = f->not_a_dmabuf;
@@ -439,8 +439,15 @@ static void do_revoke(struct fuzz *f)
 	r = by_ioctl ? __vfio_pci_dmabuf_revoke_ioctl(f->device, fd) :
 		       __vfio_pci_dmabuf_revoke(f->device, fd);
 	expect(f, r, expected, "revoke of fd %d\n", fd);
-	if (!r)
-		b->dead = true;
+	if (r)
+		return;
+
+	/* What was in the page tables is what is most easily forgotten there. */
+	b->dead = true;
+	for (i = 0; i < NR_MAPS; i++) {
+		if (f->maps[i].vaddr && f->maps[i].buffer == b)
+			access_map(f, &f->maps[i], false);
+	}
 }
 
 static void do_memattr(struct fuzz *f)
