@@ -772,17 +772,16 @@ static void other_init(struct race *r)
 }
 
 /* It does before it is taken back. */
-static void use_other(struct race *r)
-{
-	VFIO_ASSERT_EQ(import(r), 0);
-	expect_import_alive(r);
-	unimport(r);
-}
-
 static void keep_import(struct race *r)
 {
 	VFIO_ASSERT_EQ(import(r), 0);
 	expect_import_alive(r);
+}
+
+static void use_other(struct race *r)
+{
+	keep_import(r);
+	unimport(r);
 }
 
 static void revoked(struct race *r, int result)
@@ -819,10 +818,9 @@ static void revoked_with_import(struct race *r, int result)
 static void frame_revoked(struct race *r, int result)
 {
 	u64 size = getpagesize();
-	u32 value;
 
 	VFIO_ASSERT_EQ(r->nr_rung, r->nr_rings, "rings that the device has counted\n");
-	VFIO_ASSERT_EQ(__mmio_read32(r->frame, &value), -EFAULT, "a page that is_dead()\n");
+	expect_dead_page(r->frame);
 
 	dmabuf_unmap(r->frame, size);
 	dmabuf_unmap(r->own_frame, size);
