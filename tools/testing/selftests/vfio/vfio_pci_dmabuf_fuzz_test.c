@@ -566,10 +566,10 @@ static void do_device(struct fuzz *f)
 	switch (random_below(f, f->sleep == AWAKE ? 64 : 4)) {
 	case 0:
 		if (f->sleep == D3HOT) {
-			change_device(f, __vfio_pci_d3hot_exit(f->device), "D0");
+			expect(f, __vfio_pci_d3hot_exit(f->device), 0, "D0\n");
 			f->sleep = AWAKE;
 		} else if (f->sleep == LOW_POWER) {
-			change_device(f, __vfio_pci_low_power_exit(f->device), "no low power");
+			expect(f, __vfio_pci_low_power_exit(f->device), 0, "no low power\n");
 			f->sleep = AWAKE;
 		} else if (change_device(f, __vfio_pci_d3hot_entry(f->device), "D3hot")) {
 			f->sleep = D3HOT;
