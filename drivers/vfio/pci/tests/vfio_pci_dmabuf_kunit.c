@@ -413,24 +413,6 @@ static void vfio_pci_bar_map_create(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, list_empty(&ctx->vdev->dmabufs));
 }
 
-/* remap_file_pages() comes by the file, other drivers by dma_buf_mmap() */
-static void vfio_pci_bar_map_mmap(struct kunit *test)
-{
-	struct vfio_pci_dma_buf *priv = create_bar_map(test);
-	struct file *file = priv->dmabuf->file;
-	struct dmabuf_test *ctx = test->priv;
-	struct vm_area_struct *vma;
-
-	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, vma);
-	init_vma(vma, ctx);
-	KUNIT_EXPECT_EQ(test, -EINVAL, file->f_op->mmap(file, vma));
-	vma->vm_pgoff = 0;
-	KUNIT_EXPECT_EQ(test, -EINVAL, file->f_op->mmap(file, vma));
-	KUNIT_EXPECT_EQ(test, -EINVAL, dma_buf_mmap(priv->dmabuf, vma, 0));
-	KUNIT_EXPECT_PTR_EQ(test, vma->vm_file, ctx->device_file);
-}
-
 #ifdef CONFIG_ARM64
 static void expect_arch_wc(struct kunit *test, pgprot_t prot)
 {
@@ -455,6 +437,26 @@ static struct vm_area_struct *alloc_shared_vma(struct kunit *test)
 	vma->vm_page_prot = vm_get_page_prot(vma->vm_flags);
 
 	return vma;
+}
+
+/* remap_file_pages() comes by the file, other drivers by dma_buf_mmap() */
+static void vfio_pci_bar_map_mmap(struct kunit *test)
+{
+	struct vfio_pci_dma_buf *priv = create_bar_map(test);
+	struct file *file = priv->dmabuf->file;
+	struct vm_area_struct *vma;
+
+	KUNIT_ASSERT_EQ(test, 0, kunit_attach_mm());
+	vma = alloc_shared_vma(test);
+
+	mmap_write_lock(current->mm);
+	KUNIT_EXPECT_EQ(test, -EINVAL, file->f_op->mmap(file, vma));
+	vma->vm_pgoff = 0;
+	KUNIT_EXPECT_EQ(test, -EINVAL, file->f_op->mmap(file, vma));
+	KUNIT_EXPECT_EQ(test, -EINVAL, dma_buf_mmap(priv->dmabuf, vma, 0));
+	mmap_write_unlock(current->mm);
+
+	KUNIT_EXPECT_NULL(test, vma->vm_ops);
 }
 
 /* As if it were exported */

@@ -953,6 +953,8 @@ TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
 	local = (struct iovec) { .iov_base = &value, .iov_len = sizeof(value) };
 	remote = (struct iovec) { .iov_base = s->bar->vaddr, .iov_len = sizeof(value) };
 
+	/* Not for a page that is not there. */
+	mmio_read32(s->bar->vaddr);
 	pid = process_fork();
 	if (!pid) {
 		for (;;)

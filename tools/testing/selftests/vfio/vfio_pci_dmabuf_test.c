@@ -1882,8 +1882,8 @@ TEST_F(vfio_pci_dmabuf_map, far_ranges)
 }
 
 /*
- * What depends on how the device is opened and closed, so in every IOMMU mode.
- * Elsewhere one is as good as any.
+ * What depends on how the device is opened and closed, so in every IOMMU mode, with
+ * lend_and_take_back below. Elsewhere one is as good as any.
  */
 
 FIXTURE(vfio_pci_dmabuf_life) {
@@ -2538,7 +2538,8 @@ TEST_F(vfio_pci_dmabuf_revoke, other_device)
 
 	state_get(&before, fd);
 	EXPECT_EQ(-ENODEV, variant->revoke(s->device, fd));
-	EXPECT_EQ(-ENODEV, __vfio_pci_dmabuf_memattr(s->device, fd, WC));
+	if (vfio_pci_has_feature(s->device, FEATURE_MEMATTR))
+		EXPECT_EQ(-ENODEV, __vfio_pci_dmabuf_memattr(s->device, fd, WC));
 	state_get(&after, fd);
 	EXPECT_STREQ(before.text, after.text);
 	EXPECT_EQ(0, access_result(vaddr));
@@ -3023,6 +3024,55 @@ TEST_F(vfio_pci_dmabuf_memattr, revoked)
 	EXPECT_EQ(-EBADFD, __vfio_pci_dmabuf_memattr(s->device, self->fd, NC));
 	EXPECT_EQ(-EBADFD, __vfio_pci_dmabuf_memattr(s->device, self->fd, WC));
 	EXPECT_EQ(-EBADFD, __vfio_pci_dmabuf_memattr(s->device, self->fd, 2));
+}
+
+/*
+ * All of it together
+ */
+
+/* What a primary does with a slice, however it has opened the device. */
+TEST_F(vfio_pci_dmabuf_life, lend_and_take_back)
+{
+	int type = MEMORY_TYPE_UNCACHED;
+	struct setup *s = &self->s;
+	struct subordinate sub;
+	void *vaddr, *anew;
+	u32 value;
+	int fd;
+
+	if (!vfio_pci_has_feature(s->device, FEATURE_REVOKE))
+		SKIP(return, "The kernel does not revoke DMABUFs");
+
+	fd = export_range(s, 0, s->page_size);
+	if (vfio_pci_has_feature(s->device, FEATURE_MEMATTR) && !refuses_wc(s, fd))
+		type = MEMORY_TYPE_WRITE_COMBINING;
+
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+	if (memory_type(vaddr) != -EOPNOTSUPP)
+		EXPECT_EQ(type, memory_type(vaddr));
+	subordinate_fork(&sub, vaddr);
+	EXPECT_EQ(0, subordinate_read(&sub, &value));
+
+	EXPECT_EQ(0, __vfio_pci_dmabuf_revoke(s->device, fd));
+	EXPECT_EQ(-EFAULT, subordinate_read(&sub, &value));
+	EXPECT_EQ(-EFAULT, access_result(vaddr));
+	EXPECT_EQ(-ENODEV, map_result(fd, 0, s->page_size));
+	EXPECT_EQ(-EBADFD, __vfio_pci_dmabuf_revoke(s->device, fd));
+	EXPECT_EQ(0, access_result(s->bar));
+	ASSERT_EQ(0, close(fd));
+
+	/* Its successor is not write-combining. */
+	fd = export_range(s, 0, s->page_size);
+	anew = dmabuf_map(fd, 0, s->page_size);
+	if (memory_type(anew) != -EOPNOTSUPP)
+		EXPECT_EQ(MEMORY_TYPE_UNCACHED, memory_type(anew));
+	EXPECT_EQ(0, access_result(anew));
+	EXPECT_EQ(-EFAULT, subordinate_read(&sub, &value));
+
+	EXPECT_EQ(0, subordinate_end(&sub));
+	dmabuf_unmap(anew, s->page_size);
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(fd));
 }
 
 /*
