@@ -51,12 +51,12 @@ def write_plan(path, lines):
     return path
 
 
-def command(name, device="edu-plus"):
+def command(name, device="edu-plus", options=""):
     """How a program is run on a device, or on those that it needs."""
     devices, env = BDF[device], ASKS.get(name, "")
     if device == "edu-plus":
         devices, env = DEVICES.get(name, devices), HOTPLUG.get(name, "") + env
-    return f"{env}{name} {devices}"
+    return f"{env}{name} {options}{devices}"
 
 
 def selftests_plan(tree, top, programs, devices=("edu-plus", "edu"), large=True):
