@@ -43,9 +43,9 @@ COUNT = ("--icount", "0,sleep=off")
 Run = namedtuple("Run", "flavour delays programs rounds calls options")
 RUNS = {
     "debug": Run("debug", True, True, 0, 0, COUNT),
-    "storm": Run("debug", True, False, 5, 25_000, COUNT),
+    "storm": Run("debug", True, False, 3, 25_000, COUNT),
     # behind two rounds more, which measure how long either takes
-    "points": Run("faults", True, False, 2, 0, (*COUNT, "--append", "slab_debug=FZPU")),
+    "points": Run("faults", True, False, 1, 0, (*COUNT, "--append", "slab_debug=FZPU")),
     "kcsan": Run("kcsan", False, True, 20, 5_000, ()),
     "races": Run("x86_64", False, False, 100, 250_000, ("--smp", "3")),
 }
