@@ -105,14 +105,15 @@ def unreached(tree, base, top, lines):
 
 
 def exits(tree, base, top, lines):
-    """How many returns and jumps of the stack have no count of their own."""
-    found = 0
+    """The returns and jumps of the stack that have no count of their own."""
+    found = []
     for path in touched(tree, base, top):
         counts = counted(lines, path)
         text = git("show", f"{top}:{path}", cwd=tree).splitlines()
-        found += sum(1 for number in added(tree, base, top, path) - counts.keys()
-                     if counts and re.match(r"\s+(return|goto|break|continue)\b",
-                                            text[number - 1]))
+        found += [Line(path, number, "", text[number - 1].strip())
+                  for number in sorted(added(tree, base, top, path) - counts.keys())
+                  if counts and re.match(r"\s+(return|goto|break|continue)\b",
+                                         text[number - 1])]
     return found
 
 
