@@ -30,14 +30,14 @@ demo: deps ## boot the VM; a process vends edu-plus to 16 others, slice by slice
 
 .PHONY: check
 check: deps ## the test command: everything that CI runs, one table at the end
-	$(if $(filter i386 arm64,$(STEPS)),@scripts/deps arches)
+	$(if $(filter i386 arm64 elsewhere,$(STEPS)),@scripts/deps arches)
 	@scripts/check $(if $(STEPS),--only $(STEPS))
 
 .PHONY: check-all
 check-all: deps ## what make check leaves out: other kernels, devices, architectures
 	@scripts/deps arches
 	@scripts/check --only nop2pdma bochs amd-iommu virtio-iommu kconfig \
-		i386 arm64 faults debug
+		elsewhere i386 arm64 kunit faults debug
 
 .PHONY: torture
 torture: deps ## races, random calls, failing allocations, on kernels that look [ONLY="run..."]
@@ -76,6 +76,8 @@ export: ## bring build/linux back to patches/ and the whole files [GROWS=path]
 .PHONY: series
 series: deps ## the mails for the list, checked [V=n] [FROM="Name <mail>" [SIGNOFF=1]]
 	@scripts/check --only patches uapi series
+	@scripts/deps docs
+	@scripts/docs
 	@scripts/bisect --show
 	@scripts/series $(if $(V),--version $(V)) \
 		$${FROM:+--from "$$FROM"} $(if $(filter 1,$(SIGNOFF)),--signoff) \

@@ -46,6 +46,9 @@ NEEDS = {"arch/x86/mm/pat/memtype_interval.o": "X86_PAT",
          "mm/huge_memory.o": "TRANSPARENT_HUGEPAGE"}
 # Of no configuration of the VM; by_flavour() has it all the same
 ELSEWHERE = ("drivers/infiniband/",)
+# Compiled with allmodconfig: ARCH of kbuild -> cross compiler
+ALLMOD = {"x86_64": "", "arm": "arm-linux-gnueabihf-", "powerpc": "powerpc64le-linux-gnu-",
+          "riscv": "riscv64-linux-gnu-", "s390": "s390x-linux-gnu-"}
 
 
 def pairwise(switches):
@@ -110,14 +113,20 @@ def by_flavour(names):
     return found
 
 
-def targets(touched, row):
-    """What to make of what the stack touches, as a row has it."""
+def places(touched):
+    """What to make of what the stack touches: some directories as a whole."""
     found = set()
     for name in touched:
         directory = next((path for path in DIRECTORIES if name.startswith(path)), None)
-        if (directory or name.endswith(".o")) and not name.startswith(ELSEWHERE):
+        if directory or name.endswith(".o"):
             found.add(directory or name)
-    return having(sorted(found), "x86_64", fragment(row))
+    return sorted(found)
+
+
+def targets(touched, row):
+    """What to make of what the stack touches, as a row has it."""
+    return having([name for name in places(touched) if not name.startswith(ELSEWHERE)],
+                  "x86_64", fragment(row))
 
 
 def make(tree, commit, row, where, log, *wanted):
@@ -142,6 +151,29 @@ def compile_row(tree, base, commit, row, log):
     """Compile what the stack touches, at W=1, as a row has it."""
     make(tree, commit, row, "kconfig", log, "-k", "W=1",
          *targets(builds.touched_objects(tree, commit, base), row))
+
+
+def compile_allmod(tree, base, commit, arch, log):
+    """Compile what the stack touches, with all that an architecture can configure."""
+    env = builds.build_env() | {"ARCH": arch, "CROSS_COMPILE": ALLMOD[arch]}
+    builds.compiler(ALLMOD[arch])
+    with builds.work("linux"), builds.Objects(f"allmod-{arch}") as objects:
+        builds.check_out(tree, commit)
+        command = ["make", "-C", tree, f"O={objects}", f"CC=ccache {ALLMOD[arch]}gcc",
+                   builds.jobs()]
+        run_logged([*command, "allmodconfig"], log, env=env)
+        there = set(re.findall(r"^CONFIG_(\w+)=", (objects / ".config").read_text(),
+                               re.M)) | {None}
+        if not {"VFIO_PCI", "VFIO_PCI_DMABUF" if "PCI_P2PDMA" in there else None} <= there:
+            raise Failure(f"allmodconfig of {arch} has no VFIO_PCI")
+        wanted = [name for name in places(builds.touched_objects(tree, commit, base))
+                  if NEEDS.get(name) in there
+                  and name.startswith("arch/x86/") <= (arch == "x86_64")]
+        run_logged([*command, "prepare"], log, env=env, progress=builds.count_objects)
+        start = log.stat().st_size
+        run_logged([*command, "-k", *wanted], log, env=env,
+                   progress=builds.count_objects)
+        builds.no_warnings(log, start)
 
 
 def link_modules(tree, commit, log):

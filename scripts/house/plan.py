@@ -9,6 +9,8 @@ from .common import Failure
 # The device that a program runs on, or those that it needs
 BDF = {"edu-plus": "${EDU_PLUS_BDFS%% *}", "edu": "$EDU_BDFS",
        "bochs": "$BOCHS_BDFS"}
+# What shows all of it, and is no test of the Makefile
+DEMO = "vfio_pci_vend_demo"
 # Those that need several: peer-to-peer DMA is between two, and one may disturb
 # another
 DEVICES = {
@@ -17,6 +19,7 @@ DEVICES = {
     "vfio_pci_dmabuf_test": "$EDU_PLUS_BDFS",
     "vfio_pci_dmabuf_wait_test": "$EDU_PLUS_BDFS",
     "vfio_pci_hot_reset_set_test": "$EDU_PLUS_PAIR",
+    DEMO: "$EDU_PLUS_BDFS",
 }
 # What exports DMABUFs
 NEEDS_P2PDMA = re.compile("dmabuf|hot_reset_set")
