@@ -34,10 +34,12 @@ ASKS = {
     "vfio_pci_bar_map_test": "VFIO_SELFTESTS_FILE_MAX=1 ",
     "vfio_pci_dmabuf_test": "VFIO_SELFTESTS_FILE_MAX=1 ",
 }
-# What is run on the edu-plus with a large BAR, the last one
+# What of them is about pages of 1 GiB, for the edu-plus with a large BAR, the last one
 LARGE = "${EDU_PLUS_BDFS##* }"
 ON_LARGE = {
-    "vfio_pci_bar_map_test": "-f vfio_pci_bar_map_one_mode",
+    "vfio_pci_bar_map_test": "-t gigantic_pages -t huge_pages_unaided "
+                             "-t huge_page_meets_small -t memory_disable_unmaps "
+                             "-t munmap_hole -t mprotect_split -t mremap_move",
     "vfio_pci_dmabuf_test": "-t gigantic_pages -t gigantic_pages_move "
                             "-t gigantic_pages_move_zapped -t gigantic_soft_dirty "
                             "-t write_combining_gigantic -t huge_pages_unaided",

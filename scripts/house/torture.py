@@ -46,8 +46,8 @@ RUNS = {
     "storm": Run("debug", True, False, 3, 25_000, COUNT),
     # behind two rounds more, which measure how long either takes
     "points": Run("faults", True, False, 1, 0, (*COUNT, "--append", "slab_debug=FZPU")),
-    "kcsan": Run("kcsan", False, True, 20, 5_000, ()),
-    "races": Run("x86_64", False, False, 100, 250_000, ("--smp", "3")),
+    "kcsan": Run("kcsan", False, True, 12, 5_000, ()),
+    "races": Run("x86_64", False, False, 60, 250_000, ("--smp", "3")),
 }
 
 
