@@ -75,6 +75,9 @@
 #define RING		0x51600000
 #define RING_LIMIT_MS	10000
 
+/* Until a device sleeps, and somebody meets that. */
+#define WAKEUP_LIMIT_MS	10000
+
 #define MAX_ERRORS	2
 
 static const char *device_bdf;
@@ -631,6 +634,24 @@ static int low_power_and_back(struct race *r)
 	return __vfio_pci_low_power_exit(r->device);
 }
 
+/* The first call of the driver, by whomever, that finds it asleep wakes it up for good. */
+static int low_power_and_wakeup(struct race *r)
+{
+	struct pollfd wakeup = { .fd = eventfd(0, EFD_CLOEXEC), .events = POLLIN };
+	u64 end = now_ns() + WAKEUP_LIMIT_MS * (NSEC_PER_SEC / 1000);
+	int ret;
+
+	VFIO_ASSERT_GE(wakeup.fd, 0);
+	ret = __vfio_pci_low_power_entry_with_wakeup(r->device, wakeup.fd);
+	while (!ret && !poll(&wakeup, 1, 1)) {
+		VFIO_ASSERT_LT(now_ns(), end, "It stays awake\n");
+		vfio_pci_config_readw(r->device, PCI_VENDOR_ID);
+	}
+
+	VFIO_ASSERT_EQ(close(wakeup.fd), 0);
+	return ret;
+}
+
 static int reset(struct race *r)
 {
 	int ret;
@@ -784,11 +805,18 @@ static void use_other(struct race *r)
 	unimport(r);
 }
 
-static void revoked(struct race *r, int result)
+static void cut_off(struct race *r)
 {
 	expect_dead(r, r->vaddr);
 	expect_dead_fd(r, r->fd);
 	expect_errno(EBADFD, take_back(r));
+}
+
+/* An importer does not go by what the CPU goes by, and comes before the next revoke. */
+static void revoked(struct race *r, int result)
+{
+	expect_errno(ENODEV, import(r));
+	cut_off(r);
 }
 
 static void revoked_with_maps(struct race *r, int result)
@@ -806,7 +834,7 @@ static void revoked_with_maps(struct race *r, int result)
 
 static void revoked_with_import(struct race *r, int result)
 {
-	revoked(r, result);
+	cut_off(r);
 	/* Nor what was imported after the one who took it back had looked. */
 	expect_import_dead(r, SECRET);
 	if (!result)
@@ -849,7 +877,6 @@ static void revoked_and_imported(struct race *r, int result)
 {
 	expect_import_dead(r, TAG);
 	unimport(r);
-	expect_errno(ENODEV, import(r));
 	revoked_in_outage(r, result);
 }
 
@@ -908,13 +935,26 @@ static void closed_with_import(struct race *r, int result)
 }
 
 /* Whoever reads may have noticed it, or has waited for its end, and it is over. */
-static void back_again(struct race *r, int result)
+static void back_for_cpus(struct race *r)
 {
 	if (r->vaddr)
 		expect_alive(r, r->vaddr);
 	expect_alive(r, r->bar);
 	if (r->fd >= 0)
 		expect_alive_fd(r, r->fd);
+}
+
+static void expect_importable(struct race *r, int fd)
+{
+	VFIO_ASSERT_EQ(import_fd(r, fd), 0);
+	unimport(r);
+}
+
+static void back_again(struct race *r, int result)
+{
+	back_for_cpus(r);
+	if (r->fd >= 0)
+		expect_importable(r, r->fd);
 }
 
 /* What has been asked of the kernel has been put off, and not been lost. */
@@ -939,6 +979,7 @@ static void back_with_exports(struct race *r, int result)
 	back_again(r, result);
 	for (i = 0; i < NR_TIMES; i++) {
 		expect_alive_fd(r, r->fds[i]);
+		expect_importable(r, r->fds[i]);
 		VFIO_ASSERT_EQ(close(r->fds[i]), 0);
 	}
 }
@@ -958,7 +999,7 @@ static void gone_with_exports(struct race *r, int result)
 /* An importer has to map it anew. */
 static void back_imported(struct race *r, int result)
 {
-	back_again(r, result);
+	back_for_cpus(r);
 	if (!result)
 		unimport(r);
 	VFIO_ASSERT_EQ(import(r), 0);
@@ -966,12 +1007,23 @@ static void back_imported(struct race *r, int result)
 	unimport(r);
 }
 
-static void gone_in_child(struct race *r, int result)
+static void expect_dead_in_child(struct race *r)
 {
-	expect_dead(r, r->vaddr);
 	VFIO_ASSERT_EQ(write(r->pipe[1], "", 1), 1);
 	VFIO_ASSERT_EQ(process_exit_status(r->child), KSFT_PASS, "is_dead() in a child\n");
 	VFIO_ASSERT_EQ(close(r->pipe[1]), 0);
+}
+
+static void revoked_in_child(struct race *r, int result)
+{
+	expect_dead_in_child(r);
+	revoked(r, result);
+}
+
+static void gone_in_child(struct race *r, int result)
+{
+	expect_dead(r, r->vaddr);
+	expect_dead_in_child(r);
 
 	memory_on(r);
 	expect_alive(r, r->vaddr);
@@ -1166,6 +1218,9 @@ PAIR(revoke_reset, revoke_only, reset, revoked_in_outage);
 PAIR(revoke_hot_reset, revoke_only, hot_reset, revoked_in_outage);
 PAIR(revoke_import_reset, revoke_only, reset, revoked_and_imported, keep_import);
 PAIR(revoke_import_memory_off, revoke_only, memory_off_and_on, revoked_and_imported, keep_import);
+PAIR(revoke_wakeup, revoke_only, low_power_and_wakeup, revoked_in_outage);
+PAIR(fork_revoke, fork_child, take_back_pieces, revoked_in_child, touch);
+PAIR(fork_revoke_huge, fork_child, take_back_pieces, revoked_in_child, touch, .huge = true);
 PAIR(split_revoke, split_map, take_back_pieces, revoked_in_pieces, touch);
 PAIR(split_revoke_huge, split_map, take_back_pieces, revoked_in_pieces, touch, .huge = true);
 
@@ -1188,6 +1243,7 @@ PAIR(export_reset, export_several, reset, back_with_exports);
 PAIR(export_memory_off, export_several, memory_off_and_on, back_with_exports);
 PAIR(export_outage, export_several, memory_off, gone_with_exports);
 PAIR(export_low_power, export_several, low_power_and_back, back_with_exports);
+PAIR(export_wakeup, export_several, low_power_and_wakeup, back_with_exports);
 PAIR(import_reset, import_lent, reset, back_imported, use_other, ERRORS(ENODEV));
 PAIR(import_memory_off, import_lent, memory_off_and_on, back_imported, use_other, ERRORS(ENODEV));
 PAIR(release_reset, release_lent, reset, back_again);

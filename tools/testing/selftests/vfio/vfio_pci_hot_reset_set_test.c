@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <linux/iommufd.h>
 #include <linux/kernel.h>
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
@@ -23,6 +24,9 @@
 /* Some devices take a second for each. */
 #define MAX_RESETS	10
 #define RESETS_LIMIT_MS	5000
+
+/* Where whatever can be imported would be. */
+#define IMPORT_IOVA	0x10000000
 
 static const char *bdfs[2];
 
@@ -87,7 +91,10 @@ static bool reads(struct member *m, void *vaddr, int result)
 	return false;
 }
 
-/* Importers go by a state that CPU accesses do not show, but fdinfo. */
+/*
+ * Importers go by a state that CPU accesses do not show, but fdinfo. That of what is dead
+ * does not show in there either.
+ */
 static bool has_state(struct member *m, const char *state)
 {
 	char value[32];
@@ -100,6 +107,12 @@ static bool has_state(struct member *m, const char *state)
 
 	printf("%s: %s, not %s\n", m->device->bdf, value, state);
 	return false;
+}
+
+static int import(struct iommu *iommu, struct member *m)
+{
+	return __iommu_map_dmabuf(iommu, m->fd, 0, m->page_size, IMPORT_IOVA,
+				  IOMMU_IOAS_MAP_READABLE);
 }
 
 FIXTURE_SETUP(vfio_pci_hot_reset_set)
@@ -293,6 +306,7 @@ TEST_F(vfio_pci_hot_reset_set, closed)
 
 	EXPECT_EQ(0, __vfio_pci_device_hot_reset(ASKED->device));
 	EXPECT_TRUE(has_state(&old, "revoked permanently"));
+	EXPECT_EQ(-ENODEV, import(self->iommu, &old));
 	EXPECT_TRUE(reads(&old, old.lent, -EFAULT));
 	EXPECT_EQ(-ENODEV, __dmabuf_map(old.fd, 0, old.page_size, PROT_READ, &vaddr));
 	EXPECT_TRUE(has_state(ASKED, "ok"));
@@ -323,6 +337,7 @@ TEST_F(vfio_pci_hot_reset_set, revoked)
 	vfio_pci_dmabuf_revoke(m->device, m->fd);
 	EXPECT_EQ(0, __vfio_pci_device_hot_reset(ASKED->device));
 	EXPECT_TRUE(has_state(m, "revoked permanently"));
+	EXPECT_EQ(-ENODEV, import(self->iommu, m));
 	EXPECT_TRUE(reads(m, m->lent, -EFAULT));
 	EXPECT_TRUE(reads(m, m->bar, 0));
 	EXPECT_TRUE(reads(ASKED, ASKED->lent, 0));
