@@ -920,28 +920,51 @@ TEST_F(vfio_pci_bar_map_one_mode, madvise_refused)
 }
 
 /* Nobody touches it ahead of the driver: these succeed and do nothing. */
+/* The same page of what is lent, -1 if the kernel cannot map that. */
+static int page_export(struct setup *s)
+{
+	int index = s->bar - s->device->bars;
+
+	if (!vfio_pci_has_feature(s->device, VFIO_DEVICE_FEATURE_GET |
+					     VFIO_DEVICE_FEATURE_DMA_BUF) ||
+	    !vfio_pci_has_dmabuf_mmap(s->device, index))
+		return -1;
+	return vfio_pci_dmabuf_export_range(s->device, index, 0, s->page_size);
+}
+
+static void expect_not_populated(struct __test_metadata *_metadata, int fd, u64 offset)
+{
+	long size = getpagesize();
+	void *vaddr;
+
+	vaddr = mmap(NULL, size, PROT_READ, MAP_SHARED | MAP_POPULATE | MAP_LOCKED, fd, offset);
+	ASSERT_NE(MAP_FAILED, vaddr);
+	ASSERT_EQ(0, mlock(vaddr, size));
+	EXPECT_EQ(0, __page_mapping_count_all(vaddr, size));
+
+	mmio_read32(vaddr);
+	EXPECT_EQ(1, __page_mapping_count_all(vaddr, size));
+	dmabuf_unmap(vaddr, size);
+}
+
 TEST_F(vfio_pci_bar_map_one_mode, not_populated)
 {
 	struct setup *s = &self->s;
-	void *vaddr;
+	int fd;
 
-	vaddr = mmap(NULL, s->page_size, PROT_READ, MAP_SHARED | MAP_POPULATE | MAP_LOCKED,
-		     s->device->fd, s->bar->info.offset);
-	ASSERT_NE(MAP_FAILED, vaddr);
-	ASSERT_EQ(0, mlock(vaddr, s->page_size));
-
-	if (__page_mapping_count_all(vaddr, s->page_size) == -EOPNOTSUPP)
+	if (__page_mapping_count_all(s->bar->vaddr, s->page_size) == -EOPNOTSUPP)
 		SKIP(return, "Cannot look at page tables");
-	EXPECT_EQ(0, __page_mapping_count_all(vaddr, s->page_size));
+	expect_not_populated(_metadata, s->device->fd, s->bar->info.offset);
 
-	mmio_read32(vaddr);
-	EXPECT_EQ(1, __page_mapping_count_all(vaddr, s->page_size));
-	dmabuf_unmap(vaddr, s->page_size);
+	fd = page_export(s);
+	if (fd < 0)
+		return;
+	expect_not_populated(_metadata, fd, 0);
+	ASSERT_EQ(0, close(fd));
 }
 
-TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
+static void expect_no_foreign_access(struct __test_metadata *_metadata, void *vaddr)
 {
-	struct setup *s = &self->s;
 	struct iovec remote, local;
 	char path[32];
 	off_t offset;
@@ -949,12 +972,12 @@ TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
 	pid_t pid;
 	int fd;
 
-	offset = (uintptr_t)s->bar->vaddr;
+	offset = (uintptr_t)vaddr;
 	local = (struct iovec) { .iov_base = &value, .iov_len = sizeof(value) };
-	remote = (struct iovec) { .iov_base = s->bar->vaddr, .iov_len = sizeof(value) };
+	remote = (struct iovec) { .iov_base = vaddr, .iov_len = sizeof(value) };
 
 	/* Not for a page that is not there. */
-	mmio_read32(s->bar->vaddr);
+	mmio_read32(vaddr);
 	pid = process_fork();
 	if (!pid) {
 		for (;;)
@@ -978,25 +1001,59 @@ TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
 	ASSERT_EQ(0, ptrace(PTRACE_ATTACH, pid, NULL, NULL));
 	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
 	errno = 0;
-	EXPECT_EQ(-1, ptrace(PTRACE_PEEKDATA, pid, s->bar->vaddr, NULL));
+	EXPECT_EQ(-1, ptrace(PTRACE_PEEKDATA, pid, vaddr, NULL));
 	EXPECT_EQ(EIO, errno);
 
 	ASSERT_EQ(0, kill(pid, SIGKILL));
 	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
 }
 
-/* There are no pages to be had, for whatever purpose. */
-TEST_F(vfio_pci_bar_map_one_mode, pages_refused)
+TEST_F(vfio_pci_bar_map_one_mode, foreign_access_refused)
 {
 	struct setup *s = &self->s;
-	struct iovec iov = { .iov_base = s->bar->vaddr, .iov_len = sizeof(u32) };
+	void *vaddr;
+	int fd;
+
+	expect_no_foreign_access(_metadata, s->bar->vaddr);
+
+	fd = page_export(s);
+	if (fd < 0)
+		return;
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+	expect_no_foreign_access(_metadata, vaddr);
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(fd));
+}
+
+/* There are no pages to be had, for whatever purpose. */
+static void expect_no_pages(struct __test_metadata *_metadata, void *vaddr)
+{
+	struct iovec iov = { .iov_base = vaddr, .iov_len = sizeof(u32) };
 	int fds[2];
 
+	mmio_read32(vaddr);
 	ASSERT_EQ(0, pipe(fds));
 	EXPECT_EQ(-1, vmsplice(fds[1], &iov, 1, 0));
 	EXPECT_EQ(EFAULT, errno);
 	ASSERT_EQ(0, close(fds[0]));
 	ASSERT_EQ(0, close(fds[1]));
+}
+
+TEST_F(vfio_pci_bar_map_one_mode, pages_refused)
+{
+	struct setup *s = &self->s;
+	void *vaddr;
+	int fd;
+
+	expect_no_pages(_metadata, s->bar->vaddr);
+
+	fd = page_export(s);
+	if (fd < 0)
+		return;
+	vaddr = dmabuf_map(fd, 0, s->page_size);
+	expect_no_pages(_metadata, vaddr);
+	dmabuf_unmap(vaddr, s->page_size);
+	ASSERT_EQ(0, close(fd));
 }
 
 /*

@@ -912,6 +912,14 @@ FIXTURE_TEARDOWN(vfio_pci_dmabuf_close)
 	iommu_cleanup(s->importer);
 }
 
+/* Whoever only has the fd takes the locks of the buffer, and does not wait for them. */
+static int be_late(struct setup *s)
+{
+	dmabuf_count();
+	return __iommu_map_dmabuf(s->importer, s->fd, 0, s->page_size,
+				  IMPORT_IOVA + s->page_size, RW);
+}
+
 TEST_F_TIMEOUT(vfio_pci_dmabuf_close, close, 60)
 {
 	struct setup *s = &self->s;
@@ -928,6 +936,8 @@ TEST_F_TIMEOUT(vfio_pci_dmabuf_close, close, 60)
 	if (variant->imported) {
 		ASSERT_TRUE(process_blocks(self->primary));
 		EXPECT_EQ(-EFAULT, read_first(s));
+		/* Nobody else has to wait for that, who looks at buffers or comes too late. */
+		EXPECT_EQ(-ENODEV, finish(start(s, be_late)));
 		ASSERT_EQ(0, __process_wait(self->primary, &status, FENCE_LIMIT_MS));
 		/* A reset, which comes then, blocks as well, but for less. */
 		EXPECT_LT(FENCE_WAIT_MS / 2, now_ms() - start_ms);
