@@ -6,7 +6,7 @@ patch is what git format-patch writes for its commit, less the sections of the
 files that the commit adds whole. Those stand in the house at their in-tree
 paths and are named behind the patch's '---' line:
 
-    Whole-file: drivers/vfio/pci/vfio_pci_mmap.c
+    Whole-file: drivers/vfio/pci/vfio_pci_pfn.c
 
 One that another base needs in another form names there, by its hash, the patch that
 it was made from:

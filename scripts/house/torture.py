@@ -23,7 +23,7 @@ from .plan import BDF, DEVICES, LIMIT, selftests_plan
 
 RACE, FUZZ = "vfio_pci_dmabuf_race_test", "vfio_pci_dmabuf_fuzz_test"
 SEQUENCES = 4           # of FUZZ, each makes the calls that it is asked for
-SLOW = 6                # what a detector takes, at most, by plan.LIMIT
+SLOW = 6                # what a detector takes, most often, by plan.LIMIT
 PARAMETERS = "/sys/module/vfio_pci_core/parameters"
 # Those whose functions KCSAN is to report: both of a race have to be in there
 OURS = ("vfio_pci_dmabuf.c", "vfio_pci_mmap.c", "vfio_pci_pfn.c", "vfio_pci_core.c",
